@@ -1,0 +1,1 @@
+//! Guests without a VM.

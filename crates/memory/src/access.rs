@@ -1,0 +1,100 @@
+//! How guest bytes are touched: opaque copies and prefetches through raw pointers.
+
+use std::ptr::NonNull;
+
+/// A run of guest bytes, contiguous in this process, already checked to lie inside one mapping.
+///
+/// It says where, not whether: the bytes may change at any moment and may be read or written only while the
+/// [`GuestMemory`](crate::GuestMemory) that gave the span is alive, which is what the `unsafe` methods ask for.
+#[derive(Clone, Copy, Debug)]
+pub struct Span {
+    ptr: NonNull<u8>,
+    len: u32,
+}
+
+// SAFETY: a span is an address and a length; whoever touches the bytes promises at that place that they are mapped.
+unsafe impl Send for Span {}
+// SAFETY: as above.
+unsafe impl Sync for Span {}
+
+impl Span {
+    /// A span over `len` bytes from `ptr`.
+    #[inline]
+    pub const fn new(ptr: NonNull<u8>, len: u32) -> Span {
+        Span { ptr, len }
+    }
+
+    /// The first byte's address in this process.
+    #[inline]
+    pub const fn as_ptr(self) -> *mut u8 {
+        self.ptr.as_ptr()
+    }
+
+    /// Length in bytes.
+    #[inline]
+    pub const fn len(self) -> u32 {
+        self.len
+    }
+
+    /// Whether the span has no bytes.
+    #[inline]
+    pub const fn is_empty(self) -> bool {
+        self.len == 0
+    }
+
+    /// Copies out `buf.len()` bytes that start `offset` bytes into the span.
+    ///
+    /// # Safety
+    /// The memory the span was translated from must be alive. The range must lie inside the span (checked in debug builds).
+    #[inline]
+    pub unsafe fn read(self, offset: u32, buf: &mut [u8]) {
+        debug_assert!(offset as usize + buf.len() <= self.len as usize);
+        // SAFETY: the caller keeps the mapping alive and the range inside it; `buf` is ours alone.
+        unsafe { copy(buf.as_mut_ptr(), self.as_ptr().add(offset as usize), buf.len()) }
+    }
+
+    /// Copies `buf` in, `offset` bytes into the span.
+    ///
+    /// # Safety
+    /// As for [`read`](Span::read).
+    #[inline]
+    pub unsafe fn write(self, offset: u32, buf: &[u8]) {
+        debug_assert!(offset as usize + buf.len() <= self.len as usize);
+        // SAFETY: the caller keeps the mapping alive and the range inside it.
+        unsafe { copy(self.as_ptr().add(offset as usize), buf.as_ptr(), buf.len()) }
+    }
+}
+
+/// Copies `len` bytes between places of which either may be guest memory that others write at the same time.
+///
+/// # Safety
+/// `src` must be mapped for reads and `dst` for writes over `len` bytes, and they must not overlap.
+#[inline]
+pub unsafe fn copy(dst: *mut u8, src: *const u8, len: usize) {
+    // SAFETY: given by the caller.
+    unsafe { std::ptr::copy_nonoverlapping(src, dst, len) }
+}
+
+/// Asks for the cache line at `ptr` in order to read it. Any address will do: a prefetch never faults.
+#[inline(always)]
+pub fn prefetch_read(ptr: *const u8) {
+    #[cfg(target_arch = "x86_64")]
+    // SAFETY: a hint; it cannot fault.
+    unsafe {
+        std::arch::x86_64::_mm_prefetch::<{ std::arch::x86_64::_MM_HINT_T0 }>(ptr.cast());
+    }
+    #[cfg(not(target_arch = "x86_64"))]
+    let _ = ptr;
+}
+
+/// Asks for the cache line at `ptr` in order to write it. Any address will do: a prefetch never faults.
+#[inline(always)]
+pub fn prefetch_write(ptr: *const u8) {
+    #[cfg(target_arch = "x86_64")]
+    // SAFETY: a hint; it cannot fault.
+    unsafe {
+        std::arch::asm!("prefetchw [{0}]", in(reg) ptr, options(nostack, preserves_flags, readonly));
+    }
+    #[cfg(not(target_arch = "x86_64"))]
+    let _ = ptr;
+}

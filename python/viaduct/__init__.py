@@ -1,0 +1,1 @@
+"""Viaduct: a hypervisor and a user-space virtual switch in Python with a Rust core."""
