@@ -1,1 +1,3 @@
 //! The packet switch.
+
+pub mod net_header;
