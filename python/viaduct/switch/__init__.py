@@ -1,0 +1,1 @@
+"""The virtual switch: configuration, ports, control socket."""
