@@ -98,3 +98,33 @@ pub fn prefetch_write(ptr: *const u8) {
     #[cfg(not(target_arch = "x86_64"))]
     let _ = ptr;
 }
+
+/// Atomic loads and stores of ring fields through raw pointers, little-endian as virtio wants them (virtio 1.2, 1.4).
+/// The reference to an atomic that each makes for one instruction is the only kind that may point into guest memory.
+macro_rules! atomic_access {
+    ($load:ident, $store:ident, $int:ty, $atomic:ty) => {
+        /// Loads a little-endian value atomically.
+        ///
+        /// # Safety
+        /// `ptr` must be aligned to the size of the value and mapped for reads.
+        #[inline(always)]
+        pub unsafe fn $load(ptr: *const $int, order: std::sync::atomic::Ordering) -> $int {
+            // SAFETY: aligned and mapped, says the caller; the other side changes it by plain or atomic stores of its own.
+            <$int>::from_le(unsafe { <$atomic>::from_ptr(ptr.cast_mut()) }.load(order))
+        }
+
+        /// Stores a little-endian value atomically.
+        ///
+        /// # Safety
+        /// `ptr` must be aligned to the size of the value and mapped for writes.
+        #[inline(always)]
+        pub unsafe fn $store(ptr: *mut $int, value: $int, order: std::sync::atomic::Ordering) {
+            // SAFETY: aligned and mapped, says the caller.
+            unsafe { <$atomic>::from_ptr(ptr) }.store(value.to_le(), order)
+        }
+    };
+}
+
+atomic_access!(load_u16, store_u16, u16, std::sync::atomic::AtomicU16);
+atomic_access!(load_u32, store_u32, u32, std::sync::atomic::AtomicU32);
+atomic_access!(load_u64, store_u64, u64, std::sync::atomic::AtomicU64);
