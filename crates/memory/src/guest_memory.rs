@@ -1,10 +1,31 @@
 //! The two address spaces of a front-end, as one immutable table.
+//!
+//! # Theory of operation
+//!
+//! Regions are kept in the order of their guest-physical addresses; they never overlap in either space. A translation
+//! first tries the region of the last one ([`RegionCache`], one per queue), because most descriptors of a queue lie in the
+//! same region, and searches by halves otherwise. Front-end-virtual addresses appear only when a queue is set up
+//! (SET_VRING_ADDR), so those are looked up one by one.
+//!
+//! A table never changes and has a number of its own, which a cache remembers: a cache filled from one table finds nothing
+//! in another one, so a stale cache cannot give out an address that has been unmapped since.
 
-use std::os::fd::OwnedFd;
+use std::fmt;
+use std::os::fd::{AsFd, OwnedFd};
 use std::ptr::NonNull;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 
-use crate::{Mapping, Span};
+use crate::mapping::memfd;
+use crate::{Mapping, MappingError, Span, fault};
+
+/// Most regions a memory may have: the number of slots of KVM's memory map on x86, which is what front-ends ask for
+/// (vhost-user, VHOST_USER_GET_MAX_MEM_SLOTS).
+pub const MAX_REGIONS: usize = 509;
+
+/// Guest address, user address and place in our memory agree in this many low bits' worth: the strictest alignment of a
+/// virtqueue's parts (virtio 1.2, 2.7), so that what is aligned for the driver is aligned for us.
+const CONGRUENCE: u64 = 16;
 
 /// A region as the front-end describes it (vhost-user, "Memory region description").
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -19,42 +40,127 @@ pub struct RegionSpec {
     pub mmap_offset: u64,
 }
 
-/// Why a region was refused, or an address has no translation.
+impl fmt::Display for RegionSpec {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let RegionSpec { guest_addr, size, user_addr, mmap_offset } = self;
+        write!(f, "region guest {guest_addr:#x} size {size:#x} user {user_addr:#x} offset {mmap_offset:#x}")
+    }
+}
+
+impl RegionSpec {
+    fn addr(&self, space: AddressSpace) -> u64 {
+        match space {
+            AddressSpace::Guest => self.guest_addr,
+            AddressSpace::User => self.user_addr,
+        }
+    }
+
+    /// Offset of `addr` from the region's start, if it lies inside.
+    #[inline]
+    fn offset_of(&self, space: AddressSpace, addr: u64) -> Option<u64> {
+        let offset = addr.wrapping_sub(self.addr(space));
+        (offset < self.size).then_some(offset)
+    }
+}
+
+/// One of the two spaces in which a region has an address.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum AddressSpace {
+    /// Guest-physical: what the driver puts into descriptors.
+    Guest,
+    /// Front-end-virtual: what the front-end says where a queue lies.
+    User,
+}
+
+impl fmt::Display for AddressSpace {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            AddressSpace::Guest => "guest-physical",
+            AddressSpace::User => "front-end-virtual",
+        })
+    }
+}
+
+/// Why a region was refused.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum MemoryError {
     /// The region has no bytes.
-    #[error("region at guest address {0:#x} is empty")]
-    Empty(u64),
+    #[error("{0} is empty; a region has at least 1 byte (vhost-user, \"Memory region description\")")]
+    Empty(RegionSpec),
+    /// The region goes beyond the last address there is.
+    #[error("{region} ends beyond 2^64 in the {space} space (vhost-user, \"Memory region description\")")]
+    Overflow {
+        /// The region refused.
+        region: RegionSpec,
+        /// The space in which it does not fit.
+        space: AddressSpace,
+    },
+    /// The region's addresses are aligned differently.
+    #[error(
+        "{0}: guest address, user address and mmap offset differ modulo 16, so a virtqueue aligned in one would not be in \
+         the others (virtio 1.2, 2.7)"
+    )]
+    Misaligned(RegionSpec),
+    /// The region shares addresses with one that is there already.
+    #[error(
+        "{region} overlaps {other} in the {space} space; remove that one first (vhost-user, VHOST_USER_REM_MEM_REG)"
+    )]
+    Overlap {
+        /// The region refused.
+        region: RegionSpec,
+        /// The one that is there.
+        other: RegionSpec,
+        /// The space in which they meet.
+        space: AddressSpace,
+    },
+    /// All slots are taken.
+    #[error("{0} is one too many: {MAX_REGIONS} are allowed (vhost-user, VHOST_USER_GET_MAX_MEM_SLOTS)")]
+    TooMany(RegionSpec),
+    /// There is no such region to remove.
+    #[error("no region has guest address, size and user address of {0} (vhost-user, VHOST_USER_REM_MEM_REG)")]
+    NoSuchRegion(RegionSpec),
+    /// Its file cannot be mapped.
+    #[error("{region}: {source} (vhost-user, \"Memory region description\")")]
+    Mapping {
+        /// The region refused.
+        region: RegionSpec,
+        /// What is wrong with the file.
+        source: MappingError,
+    },
 }
 
-/// The last region a translation hit: most descriptors of a queue lie in the same one.
-#[derive(Clone, Copy, Debug)]
+/// The last region a translation hit. Make one per queue; it serves any number of tables, one after the other.
+#[derive(Clone, Copy, Debug, Default)]
 pub struct RegionCache {
+    /// The table it was filled from; 0: none.
+    table: u64,
     start: u64,
     size: u64,
     host: usize,
 }
 
-impl Default for RegionCache {
-    fn default() -> RegionCache {
-        RegionCache { start: 0, size: 0, host: 0 }
+#[derive(Clone, Debug)]
+struct Region {
+    spec: RegionSpec,
+    mapping: Arc<Mapping>,
+}
+
+impl Region {
+    fn host(&self) -> usize {
+        self.mapping.as_ptr().expose_provenance()
     }
 }
 
-#[derive(Debug)]
-struct Region {
-    spec: RegionSpec,
-    #[allow(dead_code)]
-    mapping: Arc<Mapping>,
-    host: usize,
+/// An immutable table of regions. Cloning is one reference count.
+#[derive(Clone, Default)]
+pub struct GuestMemory {
+    /// Different for every table that has regions; 0 for those that have none.
+    table: u64,
+    regions: Arc<[Region]>,
 }
 
-/// An immutable table of regions. Cloning is one reference count.
-#[derive(Clone, Debug, Default)]
-pub struct GuestMemory {
-    regions: Arc<[Arc<Region>]>,
-}
+static TABLES: AtomicU64 = AtomicU64::new(0);
 
 impl GuestMemory {
     /// A memory with no regions: every translation fails.
@@ -62,57 +168,150 @@ impl GuestMemory {
         GuestMemory::default()
     }
 
-    /// The same memory with one more region, mapped from `file`.
-    pub fn with_region(&self, _spec: RegionSpec, _file: OwnedFd) -> Result<GuestMemory, MemoryError> {
-        todo!()
+    /// A memory of our own: one region of `size` bytes, zeroes, at address 0 of both spaces.
+    ///
+    /// # Errors
+    /// [`MemoryError::Empty`] or [`MemoryError::Mapping`] if there is no memory.
+    pub fn allocate(size: u64) -> Result<GuestMemory, MemoryError> {
+        let region = RegionSpec { guest_addr: 0, size, user_addr: 0, mmap_offset: 0 };
+        let file = memfd(size).map_err(|error| {
+            let source = MappingError::System { call: "memfd_create", offset: 0, len: size, error };
+            MemoryError::Mapping { region, source }
+        })?;
+        GuestMemory::new().with_region(region, file)
     }
 
-    /// The same memory without the region that has exactly these addresses and size (vhost-user REM_MEM_REG).
-    pub fn without_region(&self, _spec: &RegionSpec) -> Result<GuestMemory, MemoryError> {
-        todo!()
+    /// The same memory with one more region, mapped from `file`. The descriptor is closed.
+    ///
+    /// # Errors
+    /// Every [`MemoryError`] but [`NoSuchRegion`](MemoryError::NoSuchRegion).
+    pub fn with_region(&self, spec: RegionSpec, file: OwnedFd) -> Result<GuestMemory, MemoryError> {
+        self.check(&spec)?;
+        let mapping = Mapping::new(file.as_fd(), spec.mmap_offset, spec.size)
+            .map_err(|source| MemoryError::Mapping { region: spec, source })?;
+        let at = self.regions.partition_point(|other| other.spec.guest_addr < spec.guest_addr);
+        let new = Region { spec, mapping: Arc::new(mapping) };
+        let (below, above) = self.regions.split_at(at);
+        Ok(GuestMemory::from_regions(below.iter().cloned().chain([new]).chain(above.iter().cloned()).collect()))
+    }
+
+    /// The same memory without the region that has exactly these addresses and size; `mmap_offset` does not count
+    /// (vhost-user, VHOST_USER_REM_MEM_REG).
+    ///
+    /// # Errors
+    /// [`MemoryError::NoSuchRegion`].
+    pub fn without_region(&self, spec: &RegionSpec) -> Result<GuestMemory, MemoryError> {
+        let key = |spec: &RegionSpec| (spec.guest_addr, spec.size, spec.user_addr);
+        let at = self.regions.iter().position(|region| key(&region.spec) == key(spec));
+        let at = at.ok_or(MemoryError::NoSuchRegion(*spec))?;
+        let (below, above) = (&self.regions[..at], &self.regions[at + 1..]);
+        Ok(GuestMemory::from_regions(below.iter().chain(above).cloned().collect()))
+    }
+
+    fn from_regions(regions: Arc<[Region]>) -> GuestMemory {
+        let table = if regions.is_empty() { 0 } else { TABLES.fetch_add(1, Ordering::Relaxed) + 1 };
+        GuestMemory { table, regions }
+    }
+
+    fn check(&self, spec: &RegionSpec) -> Result<(), MemoryError> {
+        if spec.size == 0 {
+            return Err(MemoryError::Empty(*spec));
+        }
+        for space in [AddressSpace::Guest, AddressSpace::User] {
+            // The last byte, not the one behind it: a region may end at 2^64.
+            let (first, Some(last)) = (spec.addr(space), spec.addr(space).checked_add(spec.size - 1)) else {
+                return Err(MemoryError::Overflow { region: *spec, space });
+            };
+            for Region { spec: other, .. } in self.regions.iter() {
+                if first <= other.addr(space) + (other.size - 1) && other.addr(space) <= last {
+                    return Err(MemoryError::Overlap { region: *spec, other: *other, space });
+                }
+            }
+        }
+        if [spec.user_addr, spec.mmap_offset].iter().any(|addr| (addr ^ spec.guest_addr) % CONGRUENCE != 0) {
+            return Err(MemoryError::Misaligned(*spec));
+        }
+        if self.regions.len() >= MAX_REGIONS {
+            return Err(MemoryError::TooMany(*spec));
+        }
+        Ok(())
     }
 
     /// The regions, ordered by guest-physical address.
     pub fn regions(&self) -> impl Iterator<Item = &RegionSpec> {
-        self.regions.iter().map(|r| &r.spec)
+        self.regions.iter().map(|region| &region.spec)
     }
 
     /// Whether an access to one of the mappings has faulted since it was made (the file was truncated): the memory reads
-    /// as zeroes there and its owner has to be cut off.
+    /// as zeroes there and its owner has to be cut off. One load as long as no mapping of the process has faulted.
+    #[inline]
     pub fn faulted(&self) -> bool {
-        false
+        fault::count() != 0 && self.regions.iter().any(|region| region.mapping.faulted())
     }
 
     /// The guest-physical range `addr .. addr + len` as a span, if it lies inside one region. `len` may be zero.
     #[inline]
     pub fn translate(&self, cache: &mut RegionCache, addr: u64, len: u32) -> Option<Span> {
-        let offset = addr.wrapping_sub(cache.start);
-        if offset < cache.size && u64::from(len) <= cache.size - offset {
-            let host = NonNull::new((cache.host + offset as usize) as *mut u8)?;
-            return Some(Span::new(host, len));
+        let mut offset = addr.wrapping_sub(cache.start);
+        if cache.table != self.table || offset >= cache.size {
+            *cache = self.find(addr)?;
+            offset = addr - cache.start;
         }
-        self.translate_slow(cache, addr, len)
+        if u64::from(len) > cache.size - offset {
+            return None;
+        }
+        span(cache.host, offset, len)
     }
 
     /// Like [`translate`](GuestMemory::translate), but the span ends where the region ends: for a buffer that crosses
     /// from one region into the next the caller asks again for the rest. Never returns an empty span for `len > 0`.
-    pub fn translate_some(&self, _cache: &mut RegionCache, _addr: u64, _len: u32) -> Option<Span> {
-        todo!()
+    #[inline]
+    pub fn translate_some(&self, cache: &mut RegionCache, addr: u64, len: u32) -> Option<Span> {
+        let mut offset = addr.wrapping_sub(cache.start);
+        if cache.table != self.table || offset >= cache.size {
+            *cache = self.find(addr)?;
+            offset = addr - cache.start;
+        }
+        let rest = u32::try_from(cache.size - offset).unwrap_or(u32::MAX);
+        span(cache.host, offset, len.min(rest))
     }
 
     /// The front-end-virtual range `addr .. addr + len` as a span, if it lies inside one region.
-    pub fn translate_user(&self, _addr: u64, _len: u32) -> Option<Span> {
-        todo!()
+    pub fn translate_user(&self, addr: u64, len: u32) -> Option<Span> {
+        self.regions.iter().find_map(|region| {
+            let offset = region.spec.offset_of(AddressSpace::User, addr)?;
+            if u64::from(len) > region.spec.size - offset {
+                return None;
+            }
+            span(region.host(), offset, len)
+        })
     }
 
     #[cold]
-    fn translate_slow(&self, cache: &mut RegionCache, addr: u64, len: u32) -> Option<Span> {
-        let region = self.regions.iter().find(|r| addr.wrapping_sub(r.spec.guest_addr) < r.spec.size)?;
-        *cache = RegionCache { start: region.spec.guest_addr, size: region.spec.size, host: region.host };
-        let offset = addr - cache.start;
-        if u64::from(len) > cache.size - offset {
-            return None;
-        }
-        Some(Span::new(NonNull::new((cache.host + offset as usize) as *mut u8)?, len))
+    fn find(&self, addr: u64) -> Option<RegionCache> {
+        let above = self.regions.partition_point(|region| region.spec.guest_addr <= addr);
+        let region = self.regions.get(above.checked_sub(1)?)?;
+        region.spec.offset_of(AddressSpace::Guest, addr)?;
+        let RegionSpec { guest_addr: start, size, .. } = region.spec;
+        Some(RegionCache { table: self.table, start, size, host: region.host() })
+    }
+}
+
+#[inline]
+fn span(host: usize, offset: u64, len: u32) -> Option<Span> {
+    // The offset lies inside a mapping of this process, so it fits.
+    #[allow(clippy::cast_possible_truncation)]
+    let ptr = std::ptr::with_exposed_provenance_mut(host + offset as usize);
+    Some(Span::new(NonNull::new(ptr)?, len))
+}
+
+impl fmt::Debug for GuestMemory {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_list()
+            .entries(self.regions.iter().map(|region| {
+                let fault = if region.mapping.faulted() { ", faulted" } else { "" };
+                format!("{} at {:#x}{fault}", region.spec, region.host())
+            }))
+            .finish()
     }
 }

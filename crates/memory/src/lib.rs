@@ -21,5 +21,5 @@ mod guest_memory;
 mod mapping;
 
 pub use access::Span;
-pub use guest_memory::{GuestMemory, MemoryError, RegionCache, RegionSpec};
-pub use mapping::Mapping;
+pub use guest_memory::{AddressSpace, GuestMemory, MAX_REGIONS, MemoryError, RegionCache, RegionSpec};
+pub use mapping::{Mapping, MappingError, memfd};
