@@ -42,6 +42,14 @@ impl Span {
         self.len == 0
     }
 
+    /// The span without its first `by` bytes, of which it must have at least as many.
+    #[inline(always)]
+    pub const fn skip(self, by: u32) -> Span {
+        assert!(by <= self.len);
+        // SAFETY: `by` is within the span, which lies inside one mapping.
+        Span { ptr: unsafe { self.ptr.add(by as usize) }, len: self.len - by }
+    }
+
     /// Copies out `buf.len()` bytes that start `offset` bytes into the span.
     ///
     /// # Safety
@@ -128,3 +136,36 @@ macro_rules! atomic_access {
 atomic_access!(load_u16, store_u16, u16, std::sync::atomic::AtomicU16);
 atomic_access!(load_u32, store_u32, u32, std::sync::atomic::AtomicU32);
 atomic_access!(load_u64, store_u64, u64, std::sync::atomic::AtomicU64);
+
+/// Loads and stores of a value at any address, each once and as a whole, little-endian: packet headers, which are not
+/// aligned and which the other side may be changing.
+macro_rules! unaligned_access {
+    ($load:ident, $store:ident, $int:ty) => {
+        /// Loads a little-endian value from any address.
+        ///
+        /// # Safety
+        /// `ptr` must be mapped for reads over the size of the value.
+        #[inline(always)]
+        pub unsafe fn $load(ptr: *const u8) -> $int {
+            // SAFETY: mapped, says the caller; the packed wrapper has alignment 1 and any bytes are a valid integer.
+            <$int>::from_le(unsafe { ptr.cast::<Unaligned<$int>>().read_volatile() }.0)
+        }
+
+        /// Stores a little-endian value at any address.
+        ///
+        /// # Safety
+        /// `ptr` must be mapped for writes over the size of the value.
+        #[inline(always)]
+        pub unsafe fn $store(ptr: *mut u8, value: $int) {
+            // SAFETY: mapped, says the caller; the packed wrapper has alignment 1.
+            unsafe { ptr.cast::<Unaligned<$int>>().write_volatile(Unaligned(value.to_le())) }
+        }
+    };
+}
+
+#[repr(C, packed)]
+struct Unaligned<T>(T);
+
+unaligned_access!(load_u16_unaligned, store_u16_unaligned, u16);
+unaligned_access!(load_u32_unaligned, store_u32_unaligned, u32);
+unaligned_access!(load_u64_unaligned, store_u64_unaligned, u64);
