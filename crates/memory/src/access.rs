@@ -1,86 +1,99 @@
-//! How guest bytes are touched: opaque copies and prefetches through raw pointers.
+//! How guest bytes are touched: words, opaque copies and prefetches, through raw pointers.
+//!
+//! # Theory of operation
+//!
+//! The bytes are shared with another process that may write them at any moment. To the language that is a data race for
+//! every plain load, and the compiler may take a plain load twice or guess what it gives. So there are three ways, and
+//! no others:
+//!
+//! - *Words* (ring indices, flags, descriptor fields) are loaded and stored as atomics of their own width, with the
+//!   ordering that the caller names, if the place is aligned; fields of packet headers, which need not be, by one
+//!   volatile access. Everything in a virtqueue is little-endian (virtio 1.2, 1.4); these functions convert.
+//! - *Runs* (headers, frames) are [`copy`]-ed by instructions the compiler cannot see into. Any alignment, any torn
+//!   value: check the copy, never the original.
+//! - *Prefetches*, which touch nothing.
 
-use std::ptr::NonNull;
+mod copy;
 
-/// A run of guest bytes, contiguous in this process, already checked to lie inside one mapping.
-///
-/// It says where, not whether: the bytes may change at any moment and may be read or written only while the
-/// [`GuestMemory`](crate::GuestMemory) that gave the span is alive, which is what the `unsafe` methods ask for.
-#[derive(Clone, Copy, Debug)]
-pub struct Span {
-    ptr: NonNull<u8>,
-    len: u32,
+pub use copy::copy;
+
+use std::sync::atomic::{AtomicU16, AtomicU32, AtomicU64, Ordering};
+
+pub use crate::span::Span;
+
+macro_rules! words {
+    ($($int:ty, $atomic:ty, $bytes:literal: $load:ident, $store:ident, $load_any:ident, $store_any:ident;)*) => {$(
+        #[doc = concat!("Loads the little-endian `", stringify!($int), "` at `ptr`.")]
+        ///
+        /// # Safety
+        #[doc = concat!("`ptr` must be aligned to ", $bytes, " bytes (checked in debug builds) and mapped for reads.")]
+        ///
+        /// # Panics
+        /// If `order` is [`Ordering::Release`] or [`Ordering::AcqRel`], which a load cannot have.
+        #[inline(always)]
+        pub unsafe fn $load(ptr: *const $int, order: Ordering) -> $int {
+            debug_assert_eq!(ptr as usize % $bytes, 0, "misaligned load");
+            // SAFETY: aligned and mapped, says the caller. An atomic may be written by others while it is shared, and this
+            // one ends with the statement.
+            <$int>::from_le(unsafe { <$atomic>::from_ptr(ptr.cast_mut()) }.load(order))
+        }
+
+        #[doc = concat!("Stores a `", stringify!($int), "` at `ptr` as little-endian.")]
+        ///
+        /// # Safety
+        #[doc = concat!("`ptr` must be aligned to ", $bytes, " bytes (checked in debug builds) and mapped for writes.")]
+        ///
+        /// # Panics
+        /// If `order` is [`Ordering::Acquire`] or [`Ordering::AcqRel`], which a store cannot have.
+        #[inline(always)]
+        pub unsafe fn $store(ptr: *mut $int, value: $int, order: Ordering) {
+            debug_assert_eq!(ptr as usize % $bytes, 0, "misaligned store");
+            // SAFETY: as for the load.
+            unsafe { <$atomic>::from_ptr(ptr) }.store(value.to_le(), order);
+        }
+
+        #[doc = concat!("Loads the little-endian `", stringify!($int), "` at `ptr`, in one access, at any alignment.")]
+        ///
+        /// # Safety
+        #[doc = concat!("`ptr` must be mapped for reads over ", $bytes, " bytes.")]
+        #[inline(always)]
+        pub unsafe fn $load_any(ptr: *const u8) -> $int {
+            // SAFETY: mapped, says the caller; the packed wrapper has alignment 1 and any bytes are a valid integer.
+            <$int>::from_le(unsafe { ptr.cast::<Unaligned<$int>>().read_volatile() }.0)
+        }
+
+        #[doc = concat!("Stores a `", stringify!($int), "` at `ptr` as little-endian, in one access, at any alignment.")]
+        ///
+        /// # Safety
+        #[doc = concat!("`ptr` must be mapped for writes over ", $bytes, " bytes.")]
+        #[inline(always)]
+        pub unsafe fn $store_any(ptr: *mut u8, value: $int) {
+            // SAFETY: mapped, says the caller; the packed wrapper has alignment 1.
+            unsafe { ptr.cast::<Unaligned<$int>>().write_volatile(Unaligned(value.to_le())) }
+        }
+    )*};
 }
 
-// SAFETY: a span is an address and a length; whoever touches the bytes promises at that place that they are mapped.
-unsafe impl Send for Span {}
-// SAFETY: as above.
-unsafe impl Sync for Span {}
+/// A word at any address.
+#[repr(C, packed)]
+struct Unaligned<T>(T);
 
-impl Span {
-    /// A span over `len` bytes from `ptr`.
-    #[inline]
-    pub const fn new(ptr: NonNull<u8>, len: u32) -> Span {
-        Span { ptr, len }
-    }
-
-    /// The first byte's address in this process.
-    #[inline]
-    pub const fn as_ptr(self) -> *mut u8 {
-        self.ptr.as_ptr()
-    }
-
-    /// Length in bytes.
-    #[inline]
-    pub const fn len(self) -> u32 {
-        self.len
-    }
-
-    /// Whether the span has no bytes.
-    #[inline]
-    pub const fn is_empty(self) -> bool {
-        self.len == 0
-    }
-
-    /// The span without its first `by` bytes, of which it must have at least as many.
-    #[inline(always)]
-    pub const fn skip(self, by: u32) -> Span {
-        assert!(by <= self.len);
-        // SAFETY: `by` is within the span, which lies inside one mapping.
-        Span { ptr: unsafe { self.ptr.add(by as usize) }, len: self.len - by }
-    }
-
-    /// Copies out `buf.len()` bytes that start `offset` bytes into the span.
-    ///
-    /// # Safety
-    /// The memory the span was translated from must be alive. The range must lie inside the span (checked in debug builds).
-    #[inline]
-    pub unsafe fn read(self, offset: u32, buf: &mut [u8]) {
-        debug_assert!(offset as usize + buf.len() <= self.len as usize);
-        // SAFETY: the caller keeps the mapping alive and the range inside it; `buf` is ours alone.
-        unsafe { copy(buf.as_mut_ptr(), self.as_ptr().add(offset as usize), buf.len()) }
-    }
-
-    /// Copies `buf` in, `offset` bytes into the span.
-    ///
-    /// # Safety
-    /// As for [`read`](Span::read).
-    #[inline]
-    pub unsafe fn write(self, offset: u32, buf: &[u8]) {
-        debug_assert!(offset as usize + buf.len() <= self.len as usize);
-        // SAFETY: the caller keeps the mapping alive and the range inside it.
-        unsafe { copy(self.as_ptr().add(offset as usize), buf.as_ptr(), buf.len()) }
-    }
+words! {
+    u16, AtomicU16, 2: load_u16, store_u16, load_u16_unaligned, store_u16_unaligned;
+    u32, AtomicU32, 4: load_u32, store_u32, load_u32_unaligned, store_u32_unaligned;
+    u64, AtomicU64, 8: load_u64, store_u64, load_u64_unaligned, store_u64_unaligned;
 }
 
-/// Copies `len` bytes between places of which either may be guest memory that others write at the same time.
+/// Copies out the `N` bytes at `ptr`, which need not be aligned. `N` is small: a header, a descriptor.
 ///
 /// # Safety
-/// `src` must be mapped for reads and `dst` for writes over `len` bytes, and they must not overlap.
-#[inline]
-pub unsafe fn copy(dst: *mut u8, src: *const u8, len: usize) {
-    // SAFETY: given by the caller.
-    unsafe { std::ptr::copy_nonoverlapping(src, dst, len) }
+/// `ptr` must be mapped for reads over `N` bytes.
+#[inline(always)]
+pub unsafe fn read_bytes<const N: usize>(ptr: *const u8) -> [u8; N] {
+    let mut bytes = [0; N];
+    // SAFETY: the caller's promise; `bytes` is ours alone.
+    unsafe { copy(bytes.as_mut_ptr(), ptr, N) };
+    bytes
 }
 
 /// Asks for the cache line at `ptr` in order to read it. Any address will do: a prefetch never faults.
@@ -99,7 +112,7 @@ pub fn prefetch_read(ptr: *const u8) {
 #[inline(always)]
 pub fn prefetch_write(ptr: *const u8) {
     #[cfg(target_arch = "x86_64")]
-    // SAFETY: a hint; it cannot fault.
+    // SAFETY: a hint; it cannot fault, and processors without it take it for a no-op.
     unsafe {
         std::arch::asm!("prefetchw [{0}]", in(reg) ptr, options(nostack, preserves_flags, readonly));
     }
@@ -107,65 +120,30 @@ pub fn prefetch_write(ptr: *const u8) {
     let _ = ptr;
 }
 
-/// Atomic loads and stores of ring fields through raw pointers, little-endian as virtio wants them (virtio 1.2, 1.4).
-/// The reference to an atomic that each makes for one instruction is the only kind that may point into guest memory.
-macro_rules! atomic_access {
-    ($load:ident, $store:ident, $int:ty, $atomic:ty) => {
-        /// Loads a little-endian value atomically.
-        ///
-        /// # Safety
-        /// `ptr` must be aligned to the size of the value and mapped for reads.
-        #[inline(always)]
-        pub unsafe fn $load(ptr: *const $int, order: std::sync::atomic::Ordering) -> $int {
-            // SAFETY: aligned and mapped, says the caller; the other side changes it by plain or atomic stores of its own.
-            <$int>::from_le(unsafe { <$atomic>::from_ptr(ptr.cast_mut()) }.load(order))
-        }
+#[cfg(test)]
+mod tests {
+    use super::*;
 
-        /// Stores a little-endian value atomically.
-        ///
-        /// # Safety
-        /// `ptr` must be aligned to the size of the value and mapped for writes.
-        #[inline(always)]
-        pub unsafe fn $store(ptr: *mut $int, value: $int, order: std::sync::atomic::Ordering) {
-            // SAFETY: aligned and mapped, says the caller.
-            unsafe { <$atomic>::from_ptr(ptr) }.store(value.to_le(), order)
+    #[test]
+    fn words_are_little_endian() {
+        #[repr(align(8))]
+        struct Aligned([u8; 16]);
+        let mut place = Aligned([0; 16]);
+        let ptr = place.0.as_mut_ptr();
+        // SAFETY: aligned to 8 and 16 bytes long.
+        unsafe {
+            store_u64(ptr.cast(), 0x0807_0605_0403_0201, Ordering::Relaxed);
+            store_u32(ptr.add(8).cast(), 0x0c0b_0a09, Ordering::Release);
+            store_u16(ptr.add(12).cast(), 0x0e0d, Ordering::SeqCst);
+            assert_eq!(load_u64(ptr.cast(), Ordering::Acquire), 0x0807_0605_0403_0201);
+            assert_eq!(load_u32(ptr.add(4).cast(), Ordering::Relaxed), 0x0807_0605);
+            assert_eq!(load_u16(ptr.add(12).cast(), Ordering::SeqCst), 0x0e0d);
+            assert_eq!(load_u64_unaligned(ptr.add(3)), 0x0b0a_0908_0706_0504);
+            assert_eq!(load_u32_unaligned(ptr.add(1)), 0x0504_0302);
+            store_u16_unaligned(ptr.add(13), 0x0f0e);
+            assert_eq!(load_u16_unaligned(ptr.add(13)), 0x0f0e);
+            assert_eq!(read_bytes::<5>(ptr.add(3)), [4, 5, 6, 7, 8]);
         }
-    };
+        assert_eq!(place.0, [1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15, 0]);
+    }
 }
-
-atomic_access!(load_u16, store_u16, u16, std::sync::atomic::AtomicU16);
-atomic_access!(load_u32, store_u32, u32, std::sync::atomic::AtomicU32);
-atomic_access!(load_u64, store_u64, u64, std::sync::atomic::AtomicU64);
-
-/// Loads and stores of a value at any address, each once and as a whole, little-endian: packet headers, which are not
-/// aligned and which the other side may be changing.
-macro_rules! unaligned_access {
-    ($load:ident, $store:ident, $int:ty) => {
-        /// Loads a little-endian value from any address.
-        ///
-        /// # Safety
-        /// `ptr` must be mapped for reads over the size of the value.
-        #[inline(always)]
-        pub unsafe fn $load(ptr: *const u8) -> $int {
-            // SAFETY: mapped, says the caller; the packed wrapper has alignment 1 and any bytes are a valid integer.
-            <$int>::from_le(unsafe { ptr.cast::<Unaligned<$int>>().read_volatile() }.0)
-        }
-
-        /// Stores a little-endian value at any address.
-        ///
-        /// # Safety
-        /// `ptr` must be mapped for writes over the size of the value.
-        #[inline(always)]
-        pub unsafe fn $store(ptr: *mut u8, value: $int) {
-            // SAFETY: mapped, says the caller; the packed wrapper has alignment 1.
-            unsafe { ptr.cast::<Unaligned<$int>>().write_volatile(Unaligned(value.to_le())) }
-        }
-    };
-}
-
-#[repr(C, packed)]
-struct Unaligned<T>(T);
-
-unaligned_access!(load_u16_unaligned, store_u16_unaligned, u16);
-unaligned_access!(load_u32_unaligned, store_u32_unaligned, u32);
-unaligned_access!(load_u64_unaligned, store_u64_unaligned, u64);

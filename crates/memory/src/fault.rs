@@ -155,7 +155,7 @@ impl Entry {
         let (start, len) = (self.start.load(Ordering::Relaxed), self.len.load(Ordering::Relaxed));
         fence(Ordering::Acquire);
         let after = self.sequence.load(Ordering::Relaxed);
-        (before == after && before % 2 == 0 && len != 0).then_some((start, len))
+        (before == after && before.is_multiple_of(2) && len != 0).then_some((start, len))
     }
 }
 

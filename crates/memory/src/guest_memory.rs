@@ -228,7 +228,7 @@ impl GuestMemory {
                 }
             }
         }
-        if [spec.user_addr, spec.mmap_offset].iter().any(|addr| (addr ^ spec.guest_addr) % CONGRUENCE != 0) {
+        if [spec.user_addr, spec.mmap_offset].iter().any(|addr| !(addr ^ spec.guest_addr).is_multiple_of(CONGRUENCE)) {
             return Err(MemoryError::Misaligned(*spec));
         }
         if self.regions.len() >= MAX_REGIONS {

@@ -19,7 +19,8 @@ pub mod access;
 pub mod fault;
 mod guest_memory;
 mod mapping;
+mod span;
 
-pub use access::Span;
 pub use guest_memory::{AddressSpace, GuestMemory, MAX_REGIONS, MemoryError, RegionCache, RegionSpec};
 pub use mapping::{Mapping, MappingError, memfd};
+pub use span::Span;
