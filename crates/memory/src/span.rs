@@ -48,8 +48,10 @@ impl Span {
     #[inline(always)]
     pub const fn skip(self, by: u32) -> Span {
         assert!(by <= self.len);
-        // SAFETY: `by` is within the span, which lies inside one mapping.
-        Span { ptr: unsafe { self.ptr.add(by as usize) }, len: self.len - by }
+        match NonNull::new(self.ptr.as_ptr().wrapping_add(by as usize)) {
+            Some(ptr) => Span { ptr, len: self.len - by },
+            None => panic!("a span that ends at the last address"),
+        }
     }
 
     /// Copies out `buf.len()` bytes that start `offset` bytes into the span.
