@@ -1,0 +1,180 @@
+"""A back-end: serves one device on one socket.
+
+As server it listens, as client it connects and tries again with growing pauses; either way one front-end is served at
+a time and the next one after it has left. A second front-end that connects meanwhile is refused at once: its process
+gets an end of file and says so, where a connection that waits would leave QEMU hanging in its start-up with no word.
+One that connects while the first one's end of connection is still on its way to us (a guest restarted quickly) waits
+for that.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import select
+import socket
+from types import TracebackType
+
+from viaduct.vhost_user import protocol
+from viaduct.vhost_user.device import Device, Peer
+from viaduct.vhost_user.errors import SocketPathError, VhostUserError
+from viaduct.vhost_user.protocol import BACK_END_BY_NAME, ProtocolFeature
+from viaduct.vhost_user.session import Session
+from viaduct.vhost_user.socket_path import LAST_RETRY, Listener, check_path, connect, peer_of
+from viaduct.vhost_user.wire import HEADER, Channel
+
+log = logging.getLogger("viaduct.vhost_user")
+
+_POLLRDHUP = getattr(select, "POLLRDHUP", 0x2000)
+
+
+class Backend:
+    """Serves `device` on the socket `path`.
+
+    `client`: connect instead of listening (QEMU with ``server=on``, DPDK's virtio-user with ``server=1``). `name` is
+    how messages call it; the path if empty.
+    """
+
+    def __init__(self, device: Device, path: str, client: bool = False, name: str = "") -> None:
+        self.device = device
+        self.path = str(path)
+        self.client = client
+        self.name = name or self.path
+        self._listener: Listener | None = None
+        self._session: Session | None = None
+        self._serving: asyncio.Task[str] | None = None
+        self._task: asyncio.Task[None] | None = None
+
+    async def __aenter__(self) -> Backend:
+        await self.start()
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        await self.close()
+
+    @property
+    def peer(self) -> Peer | None:
+        """The front-end that is being served."""
+        return self._session.peer if self._session is not None else None
+
+    async def start(self) -> None:
+        """Begins to listen or to connect, and returns at once. Raises `SocketPathError`."""
+        if self._task is not None:
+            raise VhostUserError(f"port {self.name} is started already; close() it first")
+        check_path(self.path)
+        self.device.backend = self
+        if not self.client:
+            self._listener = Listener(self.path)
+        self._task = asyncio.create_task(
+            self._connect() if self.client else self._accept(), name=f"vhost-user {self.name}"
+        )
+
+    async def close(self) -> None:
+        """Ends the session, if there is one, and removes the socket. May be called twice."""
+        tasks = [task for task in (self._task, self._serving) if task is not None]
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+        self._task = self._serving = None
+        if self._listener is not None:
+            self._listener.close()
+            self._listener = None
+
+    async def _accept(self) -> None:
+        assert self._listener is not None
+        while True:
+            try:
+                sock = await self._listener.accept()
+            except OSError as error:
+                log.error("port %s (%s): cannot accept a connection: %s", self.name, self.path, error)
+                await asyncio.sleep(LAST_RETRY)
+                continue
+            if self._serving is not None and not self._serving.done():
+                if not self._leaving():
+                    newcomer = peer_of(sock, self.path)
+                    sock.close()
+                    log.error(
+                        "port %s (%s): refused a second front-end, pid %d; pid %d is connected: one front-end for each "
+                        "socket, give each guest its own port",
+                        self.name,
+                        self.path,
+                        newcomer.pid,
+                        self.peer.pid if self.peer else 0,
+                    )
+                    continue
+                await asyncio.wait([self._serving])
+            self._serving = asyncio.create_task(self._serve(sock), name=f"vhost-user session {self.name}")
+
+    async def _connect(self) -> None:
+        while True:
+            try:
+                sock = await connect(self.path)
+            except (SocketPathError, OSError) as error:
+                log.error("port %s: %s; trying again", self.name, error)
+                await asyncio.sleep(LAST_RETRY)
+                continue
+            self._serving = asyncio.create_task(self._serve(sock), name=f"vhost-user session {self.name}")
+            await asyncio.wait([self._serving])
+            await asyncio.sleep(0)
+
+    async def _serve(self, sock: socket.socket) -> str:
+        session = Session(Channel(sock), self.device, peer_of(sock, self.path), self.name)
+        self._session = session
+        log.info("%s: connected", session.who)
+        try:
+            reason = await session.run()
+        finally:
+            self._session = None
+        log.info("%s: disconnected: %s", session.who, reason)
+        return reason
+
+    def _leaving(self) -> bool:
+        """Whether the front-end has closed its end, of which the session may not know yet."""
+        if self._session is None:
+            return True
+        poll = select.poll()
+        poll.register(self._session.channel.sock.fileno(), _POLLRDHUP)
+        return any(events & (select.POLLHUP | _POLLRDHUP) for _, events in poll.poll(0))
+
+    def fail_queue(self, index: int, error: str) -> None:
+        """The device found that the driver broke ring `index`: signals the error descriptor and logs who did what.
+
+        `error` says what was found, what is allowed and the section, as `viaduct._core.RingError` does.
+        """
+        if self._session is None:
+            return
+        log.error(
+            "%s: queue %d: %s; the queue stays stopped until the driver resets it", self._session.who, index, error
+        )
+        self._session.state.fail(index, error)
+
+    def disconnect(self, reason: str) -> None:
+        """Cuts the front-end off, for example because its memory faulted. It may connect again."""
+        if self._session is not None:
+            log.error("%s: %s; connection closed", self._session.who, reason)
+            self._session.channel.sock.shutdown(socket.SHUT_RDWR)
+
+    def config_changed(self) -> bool:
+        """Tells the driver that the configuration space has changed (BACKEND_CONFIG_CHANGE_MSG).
+
+        Returns whether it could be told: the front-end must have acknowledged CONFIG and BACKEND_REQ and given us a
+        channel.
+        """
+        state = self._session.state if self._session is not None else None
+        needed = ProtocolFeature.CONFIG | ProtocolFeature.BACKEND_REQ
+        if state is None or state.request_socket is None or state.protocol_features & needed != needed:
+            return False
+        request = BACK_END_BY_NAME["BACKEND_CONFIG_CHANGE_MSG"]
+        message = HEADER.pack(request.number, protocol.VERSION, 0)
+        try:
+            return state.request_socket.send(message, socket.MSG_NOSIGNAL) == len(message)
+        except OSError:
+            return False
+
+
+async def serve(device: Device, path: str, client: bool = False, name: str = "") -> None:
+    """Serves `device` on `path` until cancelled. Raises `SocketPathError`."""
+    async with Backend(device, path, client, name):
+        await asyncio.get_running_loop().create_future()

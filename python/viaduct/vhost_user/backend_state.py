@@ -1,0 +1,437 @@
+"""What a back-end knows of one connection, and what each request changes in it.
+
+One method carries out one request of the table in `viaduct.vhost_user.protocol`; it is called after the request has
+been judged by the table (size, descriptors, features, state) and checks what only it can check. It returns an `Answer`
+where the table says that one is due. A method that raises has changed nothing that the front-end could rely on.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import socket
+from typing import Any, NamedTuple
+
+from viaduct.vhost_user import payloads as p
+from viaduct.vhost_user.device import Device, Inflight
+from viaduct.vhost_user.errors import RequestError
+from viaduct.vhost_user.event_fd import check_event_fd, signal
+from viaduct.vhost_user.memory_table import MemoryTable
+from viaduct.vhost_user.protocol import IMPLEMENTED, MAX_MEM_SLOTS, Legal, ProtocolFeature, Request
+from viaduct.vhost_user.ring import Ring, check_size
+from viaduct.vhost_user.wire import Descriptors
+from viaduct.virtio.features import DeviceFeature, describe_features
+
+log = logging.getLogger("viaduct.vhost_user")
+
+MTU_MIN, MTU_MAX = 68, 65535
+"""virtio 1.2, 5.1.4.1."""
+
+
+class Answer(NamedTuple):
+    """A reply: the payload as a tuple of the request's reply layout, and a descriptor that is closed once sent."""
+
+    payload: Any
+    fd: int | None = None
+
+
+class BackendState:
+    """State of one connection. Owns the rings' file descriptors and the back-end channel's socket."""
+
+    def __init__(self, device: Device) -> None:
+        self.device = device
+        self.features: int | None = None
+        """As acknowledged; None before SET_FEATURES."""
+        self.protocol_features = ProtocolFeature(0)
+        self.owned = False
+        self.table = MemoryTable()
+        self.rings = [Ring(index) for index in range(device.queue_count)]
+        self.request_socket: socket.socket | None = None
+        """The channel for requests of ours (vhost-user, "Back-end communication")."""
+
+    @property
+    def offered_features(self) -> int:
+        """The answer to GET_FEATURES: the device's, without those whose messages are not carried out."""
+        missing = DeviceFeature.ACCESS_PLATFORM
+        if not self.offered_protocol_features & ProtocolFeature.LOG_SHMFD:
+            missing |= DeviceFeature.LOG_ALL
+        return int(self.device.features) & ~int(missing) | int(DeviceFeature.PROTOCOL_FEATURES)
+
+    @property
+    def offered_protocol_features(self) -> ProtocolFeature:
+        """The answer to GET_PROTOCOL_FEATURES: what the device supports and the back-end implements."""
+        return self.device.protocol_features & IMPLEMENTED
+
+    # How the table's columns are judged.
+
+    def check_gate(self, request: Request) -> None:
+        """Raises `RequestError` unless the features that the request needs are there."""
+        gate = request.gate
+        if gate.device is not None and gate.device != self.device.device_id:
+            raise RequestError(f"a request for a {gate.device.name} device", "other requests", request.section)
+        if needed := gate.protocol | gate.offered:
+            name = f"VHOST_USER_PROTOCOL_F_{needed.name}"
+            if not needed & self.offered_protocol_features:
+                raise RequestError(
+                    f"a request that needs {name}, which this back-end does not offer",
+                    "other requests",
+                    request.section,
+                )
+            if gate.protocol and not gate.protocol & self.protocol_features:
+                raise RequestError(
+                    f"a request that needs {name}, which was offered but not acknowledged",
+                    "this request after a SET_PROTOCOL_FEATURES with that bit",
+                    request.section,
+                )
+        if gate.virtio and not gate.virtio & (self.features or 0):
+            raise RequestError(
+                f"a request that needs feature {gate.virtio.name}, which was not negotiated",
+                "this request after a SET_FEATURES with that bit",
+                request.section,
+            )
+
+    def check_legal(self, request: Request, payload: Any) -> None:
+        """Raises `RequestError` unless the state allows the request."""
+        match request.legal:
+            case Legal.ALWAYS:
+                return
+            case Legal.ONCE:
+                bad = "a second one" if self.owned else None
+            case Legal.RING_STOPPED:
+                bad = self._running([self.ring(payload.vring)])
+            case Legal.RING_STOPPED_OR_SAME:
+                ring = self.ring(payload.vring)
+                bad = None if ring.addr == payload else self._running([ring])
+            case Legal.RINGS_STOPPED:
+                bad = self._running(self.rings)
+            case Legal.RINGS_STOPPED_OR_SAME:
+                bad = None if self._in_force(request, payload.value) else self._running(self.rings)
+        if bad:
+            raise RequestError(bad, request.legal.value, request.section)
+
+    def _in_force(self, request: Request, value: int) -> bool:
+        if request.name != "SET_FEATURES":
+            return value == self.protocol_features
+        # A migration switches LOG_ALL under running rings (vhost-user, "Migration").
+        return self.features is not None and not (value ^ self.features) & ~DeviceFeature.LOG_ALL
+
+    @staticmethod
+    def _running(rings: list[Ring]) -> str | None:
+        running = [str(ring.index) for ring in rings if ring.started]
+        return f"ring {', '.join(running)} is started (GET_VRING_BASE stops it)" if running else None
+
+    def ring(self, index: int) -> Ring:
+        """The ring with this index; raises `RequestError` if the device has none."""
+        if index >= len(self.rings):
+            raise RequestError(f"ring {index}", f"0 to {len(self.rings) - 1}", 'vhost-user, "Multiple queue support"')
+        return self.rings[index]
+
+    # Negotiation.
+
+    def get_features(self, payload: p.Empty, fds: Descriptors) -> Answer:
+        return Answer((self.offered_features,))
+
+    def set_features(self, payload: p.U64, fds: Descriptors) -> None:
+        if extra := payload.value & ~self.offered_features:
+            raise RequestError(
+                f"features that were not offered: {describe_features(extra, self.device.device_id)}",
+                describe_features(self.offered_features, self.device.device_id),
+                'vhost-user, "VHOST_USER_SET_FEATURES"',
+            )
+        if payload.value != self.features:
+            self.device.set_features(payload.value & ~DeviceFeature.PROTOCOL_FEATURES)
+            self.features = payload.value
+        if not payload.value & DeviceFeature.PROTOCOL_FEATURES:
+            for ring in self.rings:
+                self._enable(ring, True)
+        self._start_ready()
+
+    def get_protocol_features(self, payload: p.Empty, fds: Descriptors) -> Answer:
+        return Answer((int(self.offered_protocol_features),))
+
+    def set_protocol_features(self, payload: p.U64, fds: Descriptors) -> None:
+        if extra := payload.value & ~int(self.offered_protocol_features):
+            raise RequestError(
+                f"protocol features that were not offered: {ProtocolFeature(extra)!r}",
+                f"{self.offered_protocol_features!r}",
+                'vhost-user, "VHOST_USER_SET_PROTOCOL_FEATURES"',
+            )
+        self.protocol_features = ProtocolFeature(payload.value)
+
+    def set_owner(self, payload: p.Empty, fds: Descriptors) -> None:
+        self.owned = True
+
+    def reset_owner(self, payload: p.Empty, fds: Descriptors) -> None:
+        """Ignored, as the document recommends: its meaning was never agreed on."""
+
+    def get_queue_num(self, payload: p.Empty, fds: Descriptors) -> Answer:
+        return Answer((self.device.reported_queue_count,))
+
+    # Memory.
+
+    def set_mem_table(self, payload: p.Regions, fds: Descriptors) -> None:
+        table = MemoryTable()
+        for region, fd in zip(payload.regions, fds.peek(), strict=True):
+            table = table.with_region(region, fd)
+        self._replace_table(table)
+
+    def get_max_mem_slots(self, payload: p.Empty, fds: Descriptors) -> Answer:
+        return Answer((MAX_MEM_SLOTS,))
+
+    def add_mem_reg(self, payload: p.Region, fds: Descriptors) -> None:
+        self._replace_table(self.table.with_region(payload, fds.peek()[0]))
+
+    def rem_mem_reg(self, payload: p.Region, fds: Descriptors) -> None:
+        self._replace_table(self.table.without_region(payload))
+
+    def _replace_table(self, table: MemoryTable) -> None:
+        """Puts a table in force. A running ring must lie in it too."""
+        for ring in self.rings:
+            if ring.started:
+                if not table.regions:
+                    raise RequestError(
+                        f"an empty memory table while ring {ring.index} runs", "regions that hold it", _MEMORY
+                    )
+                ring.check_place(table, self.features or 0)
+        self.device.set_memory(table.memory)
+        self.table = table
+        self._start_ready()
+
+    # Rings.
+
+    def set_vring_num(self, payload: p.VringState, fds: Descriptors) -> None:
+        ring = self.ring(payload.vring)
+        packed = DeviceFeature.RING_PACKED if self.features is None else self.features
+        check_size(payload.num, packed)
+        old, ring.size = ring.size, payload.num
+        try:
+            self._start_if_ready(ring)
+        except BaseException:
+            ring.size = old
+            raise
+
+    def set_vring_addr(self, payload: p.VringAddr, fds: Descriptors) -> None:
+        ring = self.ring(payload.vring)
+        old, ring.addr = ring.addr, payload
+        try:
+            if self.features is not None:
+                ring.check_place(self.table, self.features)
+            self._start_if_ready(ring)
+        except BaseException:
+            ring.addr = old
+            raise
+
+    def set_vring_base(self, payload: p.VringState, fds: Descriptors) -> None:
+        packed = self.features is None or self.features & DeviceFeature.RING_PACKED
+        if payload.num > 0xFFFF and not packed:
+            raise RequestError(
+                f"index {payload.num:#x}",
+                "0 to 0xffff",
+                'vhost-user, "A vring descriptor index for split virtqueues"',
+            )
+        self.ring(payload.vring).base = payload.num
+
+    def get_vring_base(self, payload: p.VringState, fds: Descriptors) -> Answer:
+        ring = self.ring(payload.vring)
+        self._stop(ring)
+        ring.drop_kick()
+        return Answer((ring.index, ring.base or 0))
+
+    def set_vring_kick(self, payload: p.VringFd, fds: Descriptors) -> None:
+        ring = self.ring(payload.vring)
+        for fd in fds.peek():
+            check_event_fd(fd)
+        self._stop(ring)
+        ring.set_kick(fds.take())
+        try:
+            self._start_if_ready(ring)
+        except BaseException:
+            ring.drop_kick()
+            raise
+
+    def set_vring_call(self, payload: p.VringFd, fds: Descriptors) -> None:
+        ring = self.ring(payload.vring)
+        for fd in fds.peek():
+            check_event_fd(fd)
+        new = fds.take()
+        old = ring.replace_call(new)
+        try:
+            if ring.started:
+                self.device.set_call(ring.index, new)
+        finally:
+            if old is not None:
+                os.close(old)
+
+    def set_vring_err(self, payload: p.VringFd, fds: Descriptors) -> None:
+        ring = self.ring(payload.vring)
+        for fd in fds.peek():
+            check_event_fd(fd)
+        new = fds.take()
+        old = ring.replace_err(new)
+        try:
+            if ring.started:
+                self.device.set_err(ring.index, new)
+        finally:
+            if old is not None:
+                os.close(old)
+
+    def set_vring_enable(self, payload: p.VringState, fds: Descriptors) -> None:
+        # Legal before SET_FEATURES: QEMU restores the state of a reconnected port before it acknowledges features.
+        ring = self.ring(payload.vring)
+        if payload.num > 1:
+            raise RequestError(f"state {payload.num}", "0 or 1", 'vhost-user, "Ring states"')
+        self._enable(ring, bool(payload.num))
+
+    def _enable(self, ring: Ring, enabled: bool) -> None:
+        if ring.started and ring.enabled != enabled:
+            self.device.enable_queue(ring.index, enabled)
+        ring.enabled = enabled
+
+    def _start_if_ready(self, ring: Ring) -> None:
+        """Starts a stopped ring of which everything is known. Raises `RequestError` if it is known and wrong."""
+        if ring.started or self.features is None or not self.table.regions:
+            return
+        vring = ring.vring(self.features)
+        if vring is None:
+            return
+        ring.check_place(self.table, self.features)
+        self.device.start_queue(vring)
+        ring.started, ring.failure = True, None
+        if ring.enabled:
+            self.device.enable_queue(ring.index, True)
+
+    def _start_ready(self) -> None:
+        """Features or memory have changed: starts what waited for it. What lies outside the memory goes on waiting."""
+        for ring in self.rings:
+            try:
+                self._start_if_ready(ring)
+            except RequestError as error:
+                log.debug("ring %d does not start yet: %s", ring.index, error)
+
+    def _stop(self, ring: Ring) -> None:
+        if ring.started:
+            ring.started = False
+            ring.base = self.device.stop_queue(ring.index)
+
+    # The device.
+
+    def send_rarp(self, payload: p.U64, fds: Descriptors) -> None:
+        self.device.send_rarp(p.U64_PAYLOAD.pack(payload)[:6])
+
+    def net_set_mtu(self, payload: p.U64, fds: Descriptors) -> None:
+        if not MTU_MIN <= payload.value <= MTU_MAX:
+            raise RequestError(f"MTU {payload.value}", f"{MTU_MIN} to {MTU_MAX}", "virtio 1.2, 5.1.4.1")
+        self.device.set_mtu(payload.value)
+
+    def get_config(self, payload: p.Config, fds: Descriptors) -> Answer:
+        data = self.device.read_config(payload.offset, payload.size)
+        if len(data) != payload.size:
+            raise ValueError(f"read_config returned {len(data)} bytes instead of {payload.size}")
+        return Answer(payload._replace(data=data))
+
+    def set_config(self, payload: p.Config, fds: Descriptors) -> None:
+        if payload.flags > 1:
+            raise RequestError(f"flags {payload.flags:#x}", "0 or 1", 'vhost-user, "Virtio device config space"')
+        self.device.write_config(payload.offset, payload.data, payload.flags)
+
+    def set_status(self, payload: p.U64, fds: Descriptors) -> None:
+        if payload.value > 0xFF:
+            raise RequestError(f"status {payload.value:#x}", "0 to 0xff", "virtio 1.2, 2.1")
+        self.device.set_status(payload.value)
+
+    def get_status(self, payload: p.Empty, fds: Descriptors) -> Answer:
+        return Answer((self.device.get_status(),))
+
+    def reset_device(self, payload: p.Empty, fds: Descriptors) -> None:
+        for ring in self.rings:
+            self._stop(ring)
+            ring.forget()
+        self.features = None
+        self.device.reset()
+
+    # Shared buffers and the channel back.
+
+    def get_inflight_fd(self, payload: p.InflightDescription, fds: Descriptors) -> Answer:
+        self._check_inflight(payload)
+        fd, size, offset = self.device.get_inflight(payload.queue_count, payload.queue_size)
+        return Answer((size, offset, payload.queue_count, payload.queue_size), fd)
+
+    def set_inflight_fd(self, payload: p.InflightDescription, fds: Descriptors) -> None:
+        self._check_inflight(payload)
+        end, size = payload.mmap_offset + payload.mmap_size, os.fstat(fds.peek()[0]).st_size
+        if not payload.mmap_size or end > size:
+            raise RequestError(
+                f"{payload.mmap_size:#x} bytes at offset {payload.mmap_offset:#x} of the buffer's file",
+                f"a part of its {size:#x} bytes",
+                'vhost-user, "Inflight description"',
+            )
+        self.device.set_inflight(
+            Inflight(fds.peek()[0], payload.mmap_size, payload.mmap_offset, payload.queue_count, payload.queue_size)
+        )
+
+    def _check_inflight(self, payload: p.InflightDescription) -> None:
+        if not 0 < payload.queue_count <= len(self.rings):
+            raise RequestError(
+                f"{payload.queue_count} queues", f"1 to {len(self.rings)}", 'vhost-user, "Inflight description"'
+            )
+        check_size(payload.queue_size, DeviceFeature.RING_PACKED)
+
+    def set_log_base(self, payload: p.Log, fds: Descriptors) -> Answer:
+        if fds and payload.offset + payload.size > (size := os.fstat(fds.peek()[0]).st_size):
+            raise RequestError(
+                f"a log of {payload.size:#x} bytes at offset {payload.offset:#x}",
+                f"a part of the file's {size:#x} bytes",
+                'vhost-user, "Log description"',
+            )
+        self.device.set_log(fds.peek()[0] if fds else None, payload.size, payload.offset)
+        return Answer(())
+
+    def set_log_fd(self, payload: p.Empty, fds: Descriptors) -> None:
+        check_event_fd(fds.peek()[0])
+        self.device.set_log_fd(fds.peek()[0])
+
+    def set_backend_req_fd(self, payload: p.Empty, fds: Descriptors) -> None:
+        fd = os.dup(fds.peek()[0])
+        try:
+            channel = socket.socket(fileno=fd)
+        except OSError as error:
+            os.close(fd)
+            raise RequestError(
+                f"a descriptor that is no socket ({error.strerror})", "a connected stream socket", _CHANNEL
+            ) from error
+        if channel.family != socket.AF_UNIX or channel.type != socket.SOCK_STREAM:
+            found = f"a socket of family {channel.family!r} and type {channel.type!r}"
+            channel.close()
+            raise RequestError(found, "a connected AF_UNIX stream socket", _CHANNEL)
+        channel.setblocking(False)
+        self.close_request_socket()
+        self.request_socket = channel
+
+    # Ends.
+
+    def fail(self, index: int, error: str) -> None:
+        """The device gave up a running ring: the front-end is told through the error descriptor."""
+        ring = self.rings[index]
+        ring.failure = error
+        signal(ring.err_fd)
+
+    def close_request_socket(self) -> None:
+        """Closes the back-end channel."""
+        if self.request_socket is not None:
+            self.request_socket.close()
+            self.request_socket = None
+
+    def close(self) -> None:
+        """Stops every ring and closes every descriptor; errors of the device are logged and do not stop this."""
+        for ring in self.rings:
+            try:
+                self._stop(ring)
+            except Exception:
+                log.exception("the device failed to stop queue %d", ring.index)
+            ring.close()
+        self.close_request_socket()
+        self.table = MemoryTable()
+
+
+_MEMORY = 'vhost-user, "Memory access"'
+_CHANNEL = 'vhost-user, "Back-end communication"'

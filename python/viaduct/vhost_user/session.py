@@ -1,0 +1,154 @@
+"""One connection of a back-end: receive, judge by the table, carry out, answer.
+
+# What a bad request gets
+
+1. The stream itself is broken (version, size beyond reason, descriptors lost, end inside a message): the connection is
+   closed, since where the next message begins is not known.
+2. A request that cannot be carried out (unknown, wrong size, descriptors, state, value; or the device raised):
+   a. its answer can say no (GET_CONFIG, IOTLB_MSG, ...): it does;
+   b. the sender set need_reply and no other answer is due: a nack, a non-zero u64, and the session goes on
+      (vhost-user, "VHOST_USER_PROTOCOL_F_REPLY_ACK");
+   c. else the connection is closed (vhost-user, "Communication"): the sender believes it was carried out, or waits for
+      an answer that will not come.
+
+need_reply is honoured even where REPLY_ACK was not negotiated: a sender that sets it waits. What is said about it names
+the port, the socket, the peer's pid, the request, the value found, what is allowed and the section.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+from typing import Any
+
+from viaduct.vhost_user import protocol
+from viaduct.vhost_user.backend_state import Answer, BackendState
+from viaduct.vhost_user.device import Device, Peer
+from viaduct.vhost_user.errors import RequestError, StreamError
+from viaduct.vhost_user.protocol import FRONT_END_REQUESTS, Request
+from viaduct.vhost_user.wire import Channel, Message
+
+log = logging.getLogger("viaduct.vhost_user")
+
+
+class SessionEnd(Exception):
+    """Ends the session; the text is the reason."""
+
+
+class Session:
+    """Serves one front-end until it leaves or errs."""
+
+    def __init__(self, channel: Channel, device: Device, peer: Peer, name: str) -> None:
+        self.channel = channel
+        self.device = device
+        self.peer = peer
+        self.name = name
+        self.state = BackendState(device)
+
+    @property
+    def who(self) -> str:
+        """How messages about this session begin."""
+        return f"port {self.name} ({self.peer})"
+
+    async def run(self) -> str:
+        """Serves the front-end. Returns why the session ended; every descriptor is closed and every ring stopped."""
+        reason = "cancelled"
+        try:
+            self.device.connected(self.peer)
+            while (message := await self.channel.receive()) is not None:
+                with message.fds:
+                    await self._serve(message)
+                await asyncio.sleep(0)  # A peer that floods us shares the loop with the others.
+            reason = "the front-end closed the connection"
+        except SessionEnd as end:
+            reason = str(end)
+        except StreamError as error:
+            reason = f"{error}; connection closed"
+            self._report(f"{self.who}: {reason}")
+        except OSError as error:
+            reason = f"connection lost: {error.strerror or error}"
+        except Exception as error:
+            reason = f"{type(error).__name__}: {error}; connection closed"
+            log.exception("%s: unexpected error", self.who)
+        finally:
+            self._end(reason)
+        return reason
+
+    def _end(self, reason: str) -> None:
+        self.state.close()
+        self.channel.close()
+        try:
+            self.device.disconnected(reason)
+        except Exception:
+            log.exception("%s: the device failed while the front-end left", self.who)
+
+    async def _serve(self, message: Message) -> None:
+        request = FRONT_END_REQUESTS.get(message.request)
+        try:
+            answer = self._carry_out(request, message)
+        except RequestError as error:
+            await self._refuse(request, message, str(error))
+            return
+        except Exception as error:
+            log.debug("%s: the device raised", self.who, exc_info=True)
+            await self._refuse(request, message, f"the device refused it: {error or type(error).__name__}")
+            return
+        if request is None:
+            return
+        if request.reply is not None and answer is not None:
+            try:
+                payload = request.reply.pack(answer.payload)
+                if request.name in _PADDED and len(message.payload) < len(payload):
+                    payload = payload[: len(message.payload)]
+                fds = () if answer.fd is None else (answer.fd,)
+                await self.channel.send(message.request, protocol.REPLY, payload, fds)
+            finally:
+                if answer.fd is not None:
+                    os.close(answer.fd)
+        elif message.need_reply:
+            await self.channel.send(message.request, protocol.REPLY, protocol.ACK)
+
+    def _carry_out(self, request: Request | None, message: Message) -> Answer | None:
+        if request is None:
+            raise RequestError(
+                f"unknown request number {message.request}",
+                f"1 to {max(FRONT_END_REQUESTS)}",
+                'vhost-user, "Front-end message types"',
+            )
+        if message.is_reply:
+            raise RequestError("a request with the reply flag", "flags 0x1 or 0x9", 'vhost-user, "Header"')
+        self.state.check_gate(request)
+        payload: Any = request.payload.parse(message.payload)
+        if allowed := request.fds.check(payload, len(message.fds)):
+            raise RequestError(f"{len(message.fds)} file descriptors", allowed, request.section)
+        self.state.check_legal(request, payload)
+        log.debug("%s: %s %s, %d fds", self.who, request.name, payload, len(message.fds))
+        answer: Answer | None = getattr(self.state, request.handler)(payload, message.fds)
+        return answer
+
+    async def _refuse(self, request: Request | None, message: Message, error: str) -> None:
+        name = request.name if request is not None else f"request {message.request}"
+        said = f"{self.who}: {name}: {error}"
+        if request is not None and request.refusal is not None:
+            refusal: bytes | None = request.refusal
+        elif message.need_reply and (request is None or request.reply is None):
+            refusal = protocol.NACK
+        else:
+            refusal = None
+        if refusal is None:
+            self._report(f"{said}; connection closed")
+            raise SessionEnd(f"{name}: {error}; connection closed")
+        self._report(f"{said}; refused")
+        await self.channel.send(message.request, protocol.REPLY, refusal)
+
+    def _report(self, text: str) -> None:
+        log.error("%s", text)
+        try:
+            self.device.request_failed(text)
+        except Exception:
+            log.exception("%s: the device failed on an error's report", self.who)
+
+
+_PADDED = frozenset({"GET_INFLIGHT_FD"})
+"""Answered in the size of the request, since front-ends differ in the padding."""

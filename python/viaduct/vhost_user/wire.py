@@ -1,0 +1,193 @@
+"""Messages on a UNIX stream socket, with file descriptors.
+
+# Theory of operation
+
+A message is a header of twelve bytes and a payload whose length the header gives (vhost-user, "Header"). On a stream
+socket a message may arrive in pieces and several may arrive at once, so exactly the bytes of one message are asked of
+the kernel: first the header, then the payload. File descriptors travel with the first byte of the `sendmsg` they were
+given to (vhost-user, "Communication"), and the kernel never lets a `recvmsg` run past the end of bytes that carry
+descriptors, so those that arrive while a message is being read belong to that message.
+
+The room for descriptors is what the kernel allows in one message (SCM_MAX_FD, 253): then none is cut off silently, and
+MSG_CTRUNC can only mean that this process may open no more. A descriptor that has been received is owned by a
+`Descriptors` from then on; whatever is not taken out of it is closed when the message has been dealt with, on every
+path.
+
+Sockets are non-blocking and wait on the loop; a peer that does not read its answers stops nobody but itself.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import socket
+import struct
+from collections.abc import Iterable
+from types import TracebackType
+from typing import NamedTuple
+
+from viaduct.vhost_user.errors import StreamError
+from viaduct.vhost_user.protocol import NEED_REPLY, REPLY, VERSION
+
+HEADER = struct.Struct("=III")
+MAX_PAYLOAD = 4096
+"""Bytes. The longest payload of the document is 2056 (GET_SHMEM_CONFIG's answer)."""
+
+_VERSION_MASK = 3
+_ANCILLARY_ROOM = socket.CMSG_SPACE(253 * 4)
+_HEADER_SECTION = '(vhost-user, "Header")'
+
+
+class Descriptors:
+    """Received file descriptors: closed when the ``with`` block ends, unless taken out before."""
+
+    def __init__(self, fds: Iterable[int] = ()) -> None:
+        self._fds = list(fds)
+
+    def __len__(self) -> int:
+        return len(self._fds)
+
+    def __enter__(self) -> Descriptors:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def extend(self, fds: Iterable[int]) -> None:
+        """Takes over `fds`."""
+        self._fds.extend(fds)
+
+    def peek(self) -> tuple[int, ...]:
+        """The descriptors, still owned by this object."""
+        return tuple(self._fds)
+
+    def take(self) -> int | None:
+        """Hands the first descriptor to the caller, who closes it; None if there is none."""
+        return self._fds.pop(0) if self._fds else None
+
+    def close(self) -> None:
+        """Closes what has not been taken."""
+        while self._fds:
+            os.close(self._fds.pop())
+
+
+class Message(NamedTuple):
+    """One message as it came, not yet judged beyond its header."""
+
+    request: int
+    flags: int
+    payload: bytes
+    fds: Descriptors
+
+    @property
+    def need_reply(self) -> bool:
+        """The sender set need_reply."""
+        return bool(self.flags & NEED_REPLY)
+
+    @property
+    def is_reply(self) -> bool:
+        """The sender marked it as a reply."""
+        return bool(self.flags & REPLY)
+
+
+class Channel:
+    """A connected socket that carries messages. Owns the socket."""
+
+    def __init__(self, sock: socket.socket) -> None:
+        sock.setblocking(False)
+        self.sock = sock
+        self._loop = asyncio.get_running_loop()
+        self._fd = sock.fileno()
+
+    async def receive(self) -> Message | None:
+        """The next message, or None if the peer closed the connection between two messages.
+
+        The caller closes `Message.fds`. Raises `StreamError` if what comes is no message or ends in the middle of one,
+        and `ConnectionError` if the peer is gone.
+        """
+        fds = Descriptors()
+        try:
+            header = await self._read(HEADER.size, fds, at_start=True)
+            if header is None:
+                return None
+            request, flags, size = HEADER.unpack(header)
+            if flags & _VERSION_MASK != VERSION:
+                found = f"request {request} has protocol version {flags & _VERSION_MASK}"
+                raise StreamError(f"{found}; allowed: {VERSION} {_HEADER_SECTION}")
+            if size > MAX_PAYLOAD:
+                found = f"request {request} announces a payload of {size} bytes"
+                raise StreamError(f"{found}; allowed: up to {MAX_PAYLOAD} {_HEADER_SECTION}")
+            payload = (await self._read(size, fds) if size else b"") or b""
+            return Message(request, flags, payload, fds)
+        except BaseException:
+            fds.close()
+            raise
+
+    async def send(self, request: int, flags: int, payload: bytes, fds: Iterable[int] = ()) -> None:
+        """Sends one message. `fds` stay open here. Raises `ConnectionError` if the peer is gone."""
+        data = memoryview(HEADER.pack(request, flags | VERSION, len(payload)) + payload)
+        fd_list = list(fds)
+        ancillary = (
+            [(socket.SOL_SOCKET, socket.SCM_RIGHTS, struct.pack(f"={len(fd_list)}i", *fd_list))] if fd_list else []
+        )
+        while data:
+            try:
+                sent = self.sock.sendmsg([data], ancillary, socket.MSG_NOSIGNAL)
+            except BlockingIOError:
+                await self._wait(write=True)
+                continue
+            data = data[sent:]
+            ancillary = []  # The descriptors went with the first byte.
+
+    def close(self) -> None:
+        """Closes the socket."""
+        self.sock.close()
+
+    async def _read(self, size: int, fds: Descriptors, *, at_start: bool = False) -> bytes | None:
+        """Exactly `size` bytes; what descriptors come with them goes to `fds`. None at a clean end of the stream."""
+        data = b""
+        while len(data) < size:
+            try:
+                piece, ancillary, flags, _ = self.sock.recvmsg(
+                    size - len(data), _ANCILLARY_ROOM, socket.MSG_CMSG_CLOEXEC
+                )
+            except BlockingIOError:
+                await self._wait(write=False)
+                continue
+            for level, kind, content in ancillary:
+                if (level, kind) == (socket.SOL_SOCKET, socket.SCM_RIGHTS):
+                    count = len(content) // 4
+                    fds.extend(struct.unpack_from(f"={count}i", content))
+            if flags & socket.MSG_CTRUNC:
+                raise StreamError(
+                    "file descriptors of a message were lost because this process may open no more; "
+                    "raise its limit (ulimit -n, LimitNOFILE= of systemd)"
+                )
+            if not piece:
+                if at_start and not data and not len(fds):
+                    return None
+                raise StreamError(f"the connection ended inside a message, {len(data)} of {size} bytes had come")
+            data += piece
+        return data
+
+    async def _wait(self, *, write: bool) -> None:
+        """Returns when the socket can be read or written."""
+        ready = self._loop.create_future()
+
+        def wake() -> None:
+            if not ready.done():
+                ready.set_result(None)
+
+        if write:
+            self._loop.add_writer(self._fd, wake)
+        else:
+            self._loop.add_reader(self._fd, wake)
+        try:
+            await ready
+        finally:
+            if write:
+                self._loop.remove_writer(self._fd)
+            else:
+                self._loop.remove_reader(self._fd)
