@@ -37,6 +37,41 @@ impl Batch {
         Batch { chains: Vec::with_capacity(chains), spans: Vec::with_capacity(4 * chains) }
     }
 
+    /// Makes room so that `chains` chains of one span each can be pushed without growing.
+    #[inline]
+    pub(crate) fn reserve(&mut self, chains: usize) {
+        self.chains.reserve(chains);
+        self.spans.reserve(chains);
+    }
+
+    /// Appends a chain of one span, the common case, without a branch.
+    ///
+    /// # Safety
+    /// There is room, by [`reserve`](Batch::reserve).
+    #[inline(always)]
+    pub(crate) unsafe fn push_single(&mut self, id: u16, span: Span, write: bool) {
+        let (chain, at) = (self.chains.len(), self.spans.len());
+        debug_assert!(chain < self.chains.capacity() && at < self.spans.capacity());
+        // All ones for a device-writable span, zero for a readable one.
+        let mask = u32::from(write).wrapping_neg();
+        let new = Chain {
+            id,
+            slots: 1,
+            first: at as u32,
+            readable: u16::from(!write),
+            writable: u16::from(write),
+            readable_len: span.len() & !mask,
+            writable_len: span.len() & mask,
+        };
+        // SAFETY: there is room for one more in each, says the caller.
+        unsafe {
+            self.chains.as_mut_ptr().add(chain).write(new);
+            self.chains.set_len(chain + 1);
+            self.spans.as_mut_ptr().add(at).write(span);
+            self.spans.set_len(at + 1);
+        }
+    }
+
     /// Forgets all chains and spans and keeps the room.
     #[inline]
     pub fn clear(&mut self) {

@@ -1,0 +1,174 @@
+//! From descriptors to a chain: what happens to every buffer that is not one direct descriptor.
+
+use viaduct_memory::{GuestMemory, RegionCache, Span};
+
+use crate::descriptor::{BYTES, Descriptor, INDIRECT, NEXT, WRITE};
+use crate::{Batch, Chain, RingError};
+
+/// An indirect table may have this many descriptors even in a smaller queue.
+///
+/// The specification allows no more than the queue has (virtio 1.2, 2.7.5.3.1), but Linux fills tables with as many
+/// descriptors as a packet has fragments, whatever the size of the queue, and QEMU accepts 1024 of them.
+const INDIRECT_AT_LEAST: u32 = 1024;
+
+/// Collects the spans of one chain at the end of a batch.
+#[derive(Debug)]
+pub(super) struct Gather<'a> {
+    memory: &'a GuestMemory,
+    cache: &'a mut RegionCache,
+    batch: &'a mut Batch,
+    first: usize,
+    readable: usize,
+    readable_len: u64,
+    writable_len: u64,
+    writing: bool,
+    descriptors: u32,
+}
+
+impl<'a> Gather<'a> {
+    pub fn new(memory: &'a GuestMemory, cache: &'a mut RegionCache, batch: &'a mut Batch) -> Gather<'a> {
+        let first = batch.spans.len();
+        Gather {
+            memory,
+            cache,
+            batch,
+            first,
+            readable: 0,
+            readable_len: 0,
+            writable_len: 0,
+            writing: false,
+            descriptors: 0,
+        }
+    }
+
+    /// Adds a buffer element. One without bytes has no span, and its address means nothing.
+    pub fn add(&mut self, addr: u64, len: u32, write: bool) -> Result<(), RingError> {
+        self.descriptors += 1;
+        if !write && self.writing {
+            return Err(RingError::Order);
+        }
+        self.writing = write;
+        let direction = if write { &mut self.writable_len } else { &mut self.readable_len };
+        *direction += u64::from(len);
+        let total = self.readable_len + self.writable_len;
+        if total > 1 << 32 || self.readable_len.max(self.writable_len) > u64::from(u32::MAX) {
+            return Err(RingError::TotalLength { found: total });
+        }
+        let (mut addr, mut left) = (addr, len);
+        while left > 0 {
+            // A buffer may cross from one region into the next: one span for each.
+            let outside = RingError::Address { addr, len: left };
+            let Some(span) = self.memory.translate_some(self.cache, addr, left) else { return Err(outside) };
+            self.batch.spans.push(span);
+            left -= span.len();
+            addr = addr.checked_add(u64::from(span.len())).ok_or(outside)?;
+        }
+        if !write {
+            self.readable = self.batch.spans.len() - self.first;
+        }
+        if self.batch.spans.len() - self.first > usize::from(u16::MAX) {
+            return Err(RingError::Pieces { allowed: u16::MAX.into() });
+        }
+        Ok(())
+    }
+
+    /// Adds the elements of a split indirect table (virtio 1.2, 2.7.5.3): a chain of its own through `next`.
+    pub fn add_split_table(&mut self, head: Descriptor, size: u32) -> Result<(), RingError> {
+        let table = self.table(head)?;
+        let allowed = table.entries.min(size.max(INDIRECT_AT_LEAST));
+        let mut index = 0;
+        for _ in 0..allowed {
+            let descriptor = table.read(self, index)?;
+            let flags = descriptor.split_flags();
+            if flags & INDIRECT != 0 {
+                return Err(RingError::IndirectNested);
+            }
+            self.add(descriptor.addr, descriptor.len(), flags & WRITE != 0)?;
+            if flags & NEXT == 0 {
+                return Ok(());
+            }
+            index = u32::from(descriptor.next());
+            if index >= table.entries {
+                return Err(RingError::Index { found: descriptor.next(), allowed: table.entries });
+            }
+        }
+        Err(RingError::ChainLength { allowed })
+    }
+
+    /// Adds the elements of a packed indirect table (virtio 1.2, 2.8.7): all of them, one after the other.
+    pub fn add_packed_table(&mut self, head: Descriptor, size: u32) -> Result<(), RingError> {
+        let table = self.table(head)?;
+        let allowed = size.max(INDIRECT_AT_LEAST);
+        if table.entries > allowed {
+            return Err(RingError::ChainLength { allowed });
+        }
+        for index in 0..table.entries {
+            let descriptor = table.read(self, index)?;
+            let flags = descriptor.packed_flags();
+            // The device ignores all flags but WRITE here, yet a driver must not set this one (2.8.19).
+            if flags & INDIRECT != 0 {
+                return Err(RingError::IndirectNested);
+            }
+            self.add(descriptor.addr, descriptor.len(), flags & WRITE != 0)?;
+        }
+        Ok(())
+    }
+
+    /// The chain, appended to the batch; returns how many descriptors were walked.
+    pub fn finish(self, id: u16, slots: u16) -> u32 {
+        let writable = self.batch.spans.len() - self.first - self.readable;
+        // The casts lose nothing: `add` has checked each sum.
+        self.batch.chains.push(Chain {
+            id,
+            slots,
+            first: self.first as u32,
+            readable: self.readable as u16,
+            writable: writable as u16,
+            readable_len: self.readable_len as u32,
+            writable_len: self.writable_len as u32,
+        });
+        self.descriptors
+    }
+
+    fn table(&mut self, head: Descriptor) -> Result<Table, RingError> {
+        let len = head.len();
+        if len == 0 || !(len as usize).is_multiple_of(BYTES) {
+            return Err(RingError::IndirectLength { found: len });
+        }
+        // Nearly every table lies in one region and, as an array of structures, on a multiple of 8.
+        let span = self.memory.translate(self.cache, head.addr, len);
+        let whole = span.filter(|span| span.as_ptr().cast::<u64>().is_aligned());
+        Ok(Table { addr: head.addr, len, entries: len / BYTES as u32, whole })
+    }
+}
+
+/// An indirect table.
+#[derive(Debug)]
+struct Table {
+    addr: u64,
+    len: u32,
+    entries: u32,
+    whole: Option<Span>,
+}
+
+impl Table {
+    /// Reads one entry, once. `index` is below `entries`.
+    fn read(&self, gather: &mut Gather, index: u32) -> Result<Descriptor, RingError> {
+        if let Some(span) = self.whole {
+            // SAFETY: the span covers all entries, is aligned to 8, and lives as long as the gatherer's memory.
+            return Ok(unsafe { Descriptor::load(span.as_ptr(), index as usize) });
+        }
+        // Misaligned or across regions: byte by byte through a copy of our own.
+        let outside = RingError::IndirectAddress { addr: self.addr, len: self.len };
+        let mut bytes = [0u64; 2];
+        let start = self.addr.checked_add(u64::from(index) * BYTES as u64).ok_or(outside.clone())?;
+        for i in 0..BYTES {
+            let at = start.checked_add(i as u64).ok_or(outside.clone())?;
+            let span = gather.memory.translate(gather.cache, at, 1).ok_or(outside.clone())?;
+            // SAFETY: one mapped byte of memory that the gatherer keeps alive, read once.
+            let byte = unsafe { span.as_ptr().read_volatile() };
+            bytes[i / 8] |= u64::from(byte) << (8 * (i % 8));
+        }
+        Ok(Descriptor::from_words(bytes[0], bytes[1]))
+    }
+}

@@ -1,0 +1,203 @@
+//! The device side of a virtqueue, either layout.
+//!
+//! # Theory of operation
+//!
+//! A device works in batches: [`peek`](DeviceQueue::peek) reads what the driver made available,
+//! [`consume`](DeviceQueue::consume) takes as much of it as there is room for elsewhere,
+//! [`complete`](DeviceQueue::complete) stages what goes back, [`publish`](DeviceQueue::publish) shows it to the driver
+//! and says whether to notify. Peeking and taking are apart because a switch learns only from a packet where it has to
+//! go, and the destination may be full.
+//!
+//! Everything in the ring is hostile. Each field is read once into a local, checked, and then used, and a ring that
+//! breaks a rule is broken until it is started anew: the positions in it cannot be trusted any more.
+//!
+//! The layout is looked at once for a batch, except by `complete`, where the branch never changes.
+
+mod gather;
+mod packed;
+mod split;
+
+use viaduct_memory::{GuestMemory, RegionCache};
+
+use crate::layout::{Layout, Parts, QueueConfig};
+use crate::{Batch, Chain, RingError};
+use packed::Packed;
+use split::Split;
+
+/// Descriptors that one [`peek`](DeviceQueue::peek) follows in chains of more than one before it stops early, so that a
+/// driver cannot hold up the other queues of a poller, or fill its memory, with many chains of many descriptors.
+const WORK: u32 = 4096;
+
+#[derive(Debug)]
+enum Ring {
+    Split(Split),
+    Packed(Packed),
+}
+
+/// Calls the same method of either ring.
+macro_rules! either {
+    ($queue:expr, $ring:ident => $call:expr) => {
+        match &mut $queue.ring {
+            Ring::Split($ring) => $call,
+            Ring::Packed($ring) => $call,
+        }
+    };
+}
+
+/// The device side of one virtqueue.
+#[derive(Debug)]
+pub struct DeviceQueue {
+    ring: Ring,
+    cache: RegionCache,
+    broken: Option<RingError>,
+    // The ring's parts point into it: it lives as long as they do.
+    memory: GuestMemory,
+    config: QueueConfig,
+}
+
+impl DeviceQueue {
+    /// Starts a queue. Checks size, alignment and that all three parts lie in `memory`.
+    ///
+    /// A split queue takes the index of the used ring from the ring itself, a packed one from the base.
+    ///
+    /// # Errors
+    /// [`RingError::Size`], [`RingError::Alignment`], [`RingError::Unmapped`], [`RingError::Base`].
+    pub fn new(memory: GuestMemory, config: &QueueConfig) -> Result<DeviceQueue, RingError> {
+        let parts = Parts::locate(&memory, config)?;
+        let ring = match config.layout {
+            Layout::Split => Ring::Split(Split::new(parts, config)),
+            Layout::Packed => Ring::Packed(Packed::new(parts, config)?),
+        };
+        Ok(DeviceQueue { ring, cache: RegionCache::default(), broken: None, memory, config: *config })
+    }
+
+    /// Goes on with a new memory table; the ring's parts are found anew. Spans from earlier batches belong to the old
+    /// table: whoever still holds some keeps that one alive.
+    ///
+    /// # Errors
+    /// If the ring does not lie in the new memory, the queue is broken and says why; it keeps the old memory.
+    pub fn set_memory(&mut self, memory: GuestMemory) -> Result<(), RingError> {
+        match Parts::locate(&memory, &self.config) {
+            Ok(parts) => {
+                either!(self, ring => ring.relocate(parts));
+                self.cache = RegionCache::default();
+                self.memory = memory;
+                Ok(())
+            }
+            Err(error) => {
+                self.broken = Some(error.clone());
+                Err(error)
+            }
+        }
+    }
+
+    /// The memory in which the queue lives.
+    #[inline]
+    pub fn memory(&self) -> &GuestMemory {
+        &self.memory
+    }
+
+    /// How the queue was started.
+    pub fn config(&self) -> &QueueConfig {
+        &self.config
+    }
+
+    /// Why the queue is broken, if it is.
+    pub fn broken(&self) -> Option<&RingError> {
+        self.broken.as_ref()
+    }
+
+    /// Appends up to `max` available chains to `batch`, from the first one not yet consumed, and takes none of them.
+    /// Returns how many. Descriptors are read once and checked; spans are translated.
+    ///
+    /// # Errors
+    /// Any of [`RingError`] that is about chains. An error breaks the queue for good. Chains before the bad one are
+    /// returned first: the error comes with the next call, and with every one after that.
+    #[inline]
+    pub fn peek(&mut self, batch: &mut Batch, max: usize) -> Result<usize, RingError> {
+        if let Some(error) = &self.broken {
+            return Err(error.clone());
+        }
+        let before = batch.chains.len();
+        let result = either!(self, ring => ring.peek(&self.memory, &mut self.cache, batch, max));
+        let found = batch.chains.len() - before;
+        match result {
+            Ok(()) => Ok(found),
+            Err(error) => self.break_with(error, batch, found),
+        }
+    }
+
+    #[cold]
+    fn break_with(&mut self, error: RingError, batch: &mut Batch, found: usize) -> Result<usize, RingError> {
+        // The bad chain may have left spans behind.
+        let spans = batch
+            .chains
+            .last()
+            .map_or(0, |chain| chain.first as usize + usize::from(chain.readable) + usize::from(chain.writable));
+        batch.spans.truncate(spans);
+        self.broken = Some(error.clone());
+        if found > 0 { Ok(found) } else { Err(error) }
+    }
+
+    /// Takes the first chains that the last [`peek`](DeviceQueue::peek) returned, which must be `chains`.
+    #[inline]
+    pub fn consume(&mut self, chains: &[Chain]) {
+        either!(self, ring => ring.consume(chains));
+    }
+
+    /// Stages a used element: `written` bytes went into the writable spans. Chains may be completed in any order unless
+    /// IN_ORDER was negotiated. Nothing is visible to the driver before [`publish`](DeviceQueue::publish).
+    ///
+    /// Each consumed chain is completed exactly once.
+    #[inline]
+    pub fn complete(&mut self, chain: &Chain, written: u32) {
+        either!(self, ring => ring.complete(chain, written));
+    }
+
+    /// Stages `chains` with nothing written: a transmit batch.
+    #[inline]
+    pub fn complete_all(&mut self, chains: &[Chain]) {
+        either!(self, ring => {
+            for chain in chains {
+                ring.complete(chain, 0);
+            }
+        });
+    }
+
+    /// Stages `chains` with the bytes written into each: a receive batch. Pairs up until the shorter one ends.
+    #[inline]
+    pub fn complete_written(&mut self, chains: &[Chain], written: &[u32]) {
+        either!(self, ring => {
+            for (chain, &written) in chains.iter().zip(written) {
+                ring.complete(chain, written);
+            }
+        });
+    }
+
+    /// Makes the staged elements visible, in one go. Returns whether the driver wants to be notified.
+    #[inline]
+    pub fn publish(&mut self) -> bool {
+        either!(self, ring => ring.publish())
+    }
+
+    /// Asks the driver for notifications (kicks). Returns whether chains are available already: then one must look
+    /// again before sleeping (virtio 1.2, 2.7.13.4.1 and 2.8.21.3.1).
+    #[inline]
+    pub fn enable_notifications(&mut self) -> bool {
+        either!(self, ring => ring.enable_notifications())
+    }
+
+    /// Asks the driver not to notify: we poll.
+    #[inline]
+    pub fn disable_notifications(&mut self) {
+        either!(self, ring => ring.disable_notifications());
+    }
+
+    /// Where the queue stands, as in GET_VRING_BASE (encoding as in [`QueueConfig::base`]).
+    pub fn base(&self) -> u32 {
+        match &self.ring {
+            Ring::Split(ring) => ring.base(),
+            Ring::Packed(ring) => ring.base(),
+        }
+    }
+}

@@ -1,0 +1,257 @@
+//! The device side of a packed virtqueue (virtio 1.2, 2.8).
+//!
+//! One ring of descriptors carries both directions. The driver marks a descriptor available, we overwrite it with a used
+//! one when its buffer is done, and a wrap counter on each side tells this lap's marks from the last one's. One cache
+//! line brings four descriptors with everything there is to know about them.
+//!
+//! *Reading.* Length, id and flags share an aligned 64-bit word, which one load reads as a whole: if the flags say
+//! available, then the length and id beside them, which the driver wrote first, are there too. The load acquires, so the
+//! address and the rest of a list are read after it (2.8.6).
+//!
+//! *Writing.* A used descriptor is one store of the same word. All of a batch but the first are stored as they are
+//! completed; the driver looks at them only once the first has changed, so that one waits in [`Packed::first`] until
+//! the batch is published, and is stored with release.
+
+use std::sync::atomic::Ordering;
+
+use viaduct_memory::access::{load_u64, prefetch_read, store_u64};
+use viaduct_memory::{GuestMemory, RegionCache};
+
+use super::WORK;
+use super::gather::Gather;
+use crate::descriptor::{AVAIL, BYTES, Descriptor, INDIRECT, NEXT, Position, USED, WRITE, packed_word};
+use crate::event::{Suppression, full_fence};
+use crate::layout::Parts;
+use crate::{Batch, Chain, QueueConfig, RingError};
+
+/// How many descriptors ahead the ring is asked for: two cache lines.
+const AHEAD: usize = 8;
+
+#[derive(Debug)]
+pub(super) struct Packed {
+    parts: Parts,
+    size: u16,
+    event_idx: bool,
+    indirect: bool,
+    /// Whether the driver has been told about everything published, as far as it wants to know.
+    told: bool,
+    /// The first descriptor not consumed.
+    next: Position,
+    /// Where the next used descriptor goes.
+    used: Position,
+    /// Where the first staged used descriptor goes.
+    published: Position,
+    /// Descriptors that the staged ones cover.
+    staged: u32,
+    /// Descriptors consumed and not completed.
+    outstanding: u32,
+    /// The first staged used descriptor.
+    first: u64,
+}
+
+impl Packed {
+    pub fn new(parts: Parts, config: &QueueConfig) -> Result<Packed, RingError> {
+        let size = config.size as u16;
+        let next = Position::decode(config.base as u16);
+        let used = Position::decode((config.base >> 16) as u16);
+        let base = RingError::Base { found: config.base, size: config.size };
+        if next.index >= size || used.index >= size {
+            return Err(base);
+        }
+        // What lies between the two is outstanding; with equal wrap counters the used position is not ahead.
+        let ahead = if next.wrap == used.wrap { 0 } else { u32::from(size) };
+        let outstanding = (u32::from(next.index) + ahead).checked_sub(used.index.into()).ok_or(base.clone())?;
+        if outstanding > size.into() {
+            return Err(base);
+        }
+        Ok(Packed {
+            parts,
+            size,
+            event_idx: config.event_idx,
+            indirect: config.indirect,
+            told: false,
+            next,
+            used,
+            published: used,
+            staged: 0,
+            outstanding,
+            first: 0,
+        })
+    }
+
+    pub fn relocate(&mut self, parts: Parts) {
+        self.parts = parts;
+    }
+
+    pub fn base(&self) -> u32 {
+        u32::from(self.next.encode()) | u32::from(self.published.encode()) << 16
+    }
+
+    /// The second word of the descriptor at `index`. Acquire: everything else is read after the flags (2.8.6).
+    #[inline(always)]
+    fn load_word(&self, index: u16) -> u64 {
+        // SAFETY: a position's index is below the size.
+        unsafe { load_u64(self.parts.descriptor.add(usize::from(index) * BYTES + 8).cast(), Ordering::Acquire) }
+    }
+
+    /// The descriptor whose second word has been read.
+    #[inline(always)]
+    fn load(&self, index: u16, word: u64) -> Descriptor {
+        // SAFETY: a position's index is below the size.
+        let addr = unsafe { load_u64(self.parts.descriptor.add(usize::from(index) * BYTES).cast(), Ordering::Relaxed) };
+        Descriptor::from_words(addr, word)
+    }
+
+    #[inline]
+    pub fn peek(
+        &mut self,
+        memory: &GuestMemory,
+        cache: &mut RegionCache,
+        batch: &mut Batch,
+        max: usize,
+    ) -> Result<(), RingError> {
+        // No more can be outstanding than the ring has, whatever the flags say while we look.
+        let mut room = u32::from(self.size) - self.outstanding;
+        let max = max.min(room as usize);
+        batch.reserve(max);
+        let mut at = self.next;
+        let mut work = 0;
+        for i in 0..max {
+            let word = self.load_word(at.index);
+            if (word >> 48) as u16 & (AVAIL | USED) != at.available() {
+                break;
+            }
+            let descriptor = self.load(at.index, word);
+            if at.index & 3 == 0 {
+                prefetch_read(self.parts.descriptor.wrapping_add((usize::from(at.index) + AHEAD) * BYTES));
+            }
+            let flags = descriptor.packed_flags();
+            if flags & (NEXT | INDIRECT) == 0
+                && descriptor.len() != 0
+                && let Some(span) = memory.translate(cache, descriptor.addr, descriptor.len())
+            {
+                // SAFETY: there is room for all chains that are left.
+                unsafe { batch.push_single(descriptor.id(), span, flags & WRITE != 0) };
+                at.advance(1, self.size);
+                room -= 1;
+            } else {
+                work += self.gather(Gather::new(memory, cache, batch), at, descriptor, room)?;
+                let slots = batch.chains.last().map_or(1, |chain| chain.slots);
+                at.advance(slots, self.size);
+                room -= u32::from(slots);
+                if room == 0 || work >= WORK {
+                    break;
+                }
+                batch.reserve(max - i);
+            }
+        }
+        Ok(())
+    }
+
+    /// A list of any shape that begins with `descriptor`, in at most `room` descriptors. Returns how many it has.
+    #[cold]
+    fn gather(
+        &self,
+        mut gather: Gather,
+        mut at: Position,
+        mut descriptor: Descriptor,
+        room: u32,
+    ) -> Result<u32, RingError> {
+        if descriptor.packed_flags() & INDIRECT != 0 {
+            if !self.indirect {
+                return Err(RingError::IndirectNotNegotiated);
+            }
+            if descriptor.packed_flags() & NEXT != 0 {
+                return Err(RingError::IndirectInChain);
+            }
+            gather.add_packed_table(descriptor, self.size.into())?;
+            return Ok(gather.finish(descriptor.id(), 1));
+        }
+        // At most 32768, so the count fits.
+        for slots in 1..=room as u16 {
+            let flags = descriptor.packed_flags();
+            // A list is either direct or indirect throughout (2.8.5, 2.8.19).
+            if flags & INDIRECT != 0 {
+                return Err(RingError::IndirectInChain);
+            }
+            gather.add(descriptor.addr, descriptor.len(), flags & WRITE != 0)?;
+            if flags & NEXT == 0 {
+                // The id is in the last descriptor (2.8.6).
+                return Ok(gather.finish(descriptor.id(), slots));
+            }
+            at.advance(1, self.size);
+            let word = self.load_word(at.index);
+            descriptor = self.load(at.index, word);
+            // The first is made available after all others, so they are available too (2.8.6) unless the list has come
+            // round to what is outstanding.
+            if u32::from(slots) < room && descriptor.packed_flags() & (AVAIL | USED) != at.available() {
+                return Err(RingError::NotAvailable { index: at.index });
+            }
+        }
+        Err(RingError::ChainLength { allowed: room })
+    }
+
+    #[inline]
+    pub fn consume(&mut self, chains: &[Chain]) {
+        let slots: u32 = chains.iter().map(|chain| u32::from(chain.slots)).sum();
+        self.outstanding += slots;
+        // `peek` has given no more than fit into the ring.
+        self.next.advance(slots as u16, self.size);
+    }
+
+    #[inline]
+    pub fn complete(&mut self, chain: &Chain, written: u32) {
+        let flags = self.used.used() | if written != 0 { WRITE } else { 0 };
+        let word = packed_word(written, chain.id, flags);
+        if self.staged == 0 {
+            self.first = word;
+        } else {
+            self.store_word(self.used.index, word, Ordering::Relaxed);
+        }
+        self.staged += u32::from(chain.slots);
+        self.outstanding = self.outstanding.saturating_sub(chain.slots.into());
+        self.used.advance(chain.slots, self.size);
+    }
+
+    #[inline(always)]
+    fn store_word(&self, index: u16, word: u64, order: Ordering) {
+        // SAFETY: a position's index is below the size.
+        unsafe { store_u64(self.parts.descriptor.add(usize::from(index) * BYTES + 8).cast(), word, order) };
+    }
+
+    #[inline]
+    pub fn publish(&mut self) -> bool {
+        if self.staged == 0 {
+            return false;
+        }
+        // Release: the other used descriptors, and what was written into the buffers, before the first one's flags.
+        self.store_word(self.published.index, self.first, Ordering::Release);
+        let (old, slots) = (self.published, self.staged);
+        self.published = self.used;
+        self.staged = 0;
+        // The descriptors are written before we read what the driver wants (2.8.10, 2.8.22), once for the batch.
+        full_fence();
+        let told = std::mem::replace(&mut self.told, true);
+        // SAFETY: the driver event suppression structure.
+        match unsafe { Suppression::load(self.parts.driver) } {
+            // Whoever served the ring before us may have published without notifying.
+            event @ Suppression::At(_) if self.event_idx => !told || event.wants(old, slots, self.size),
+            Suppression::Disable => false,
+            _ => true,
+        }
+    }
+
+    pub fn enable_notifications(&mut self) -> bool {
+        let event = if self.event_idx { Suppression::At(self.next) } else { Suppression::Enable };
+        // SAFETY: the device event suppression structure.
+        unsafe { event.store(self.parts.device) };
+        full_fence();
+        let flags = (self.load_word(self.next.index) >> 48) as u16;
+        flags & (AVAIL | USED) == self.next.available() && self.outstanding < self.size.into()
+    }
+
+    pub fn disable_notifications(&mut self) {
+        // SAFETY: the device event suppression structure.
+        unsafe { Suppression::Disable.store(self.parts.device) };
+    }
+}

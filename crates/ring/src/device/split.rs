@@ -1,0 +1,232 @@
+//! The device side of a split virtqueue (virtio 1.2, 2.7).
+//!
+//! The driver writes head indexes into the available ring and moves its `idx`; we write used elements into the used ring
+//! and move ours. Both run freely modulo 2^16. Three loads make an ordinary chain: its entry in the available ring and
+//! the two words of its descriptor; one store returns it. The two `idx` fields, which the other side's processor keeps
+//! writing or reading, are touched once for a batch: the available one only when fewer chains than asked for are known.
+
+use std::sync::atomic::Ordering;
+
+use viaduct_memory::access::{load_u16, prefetch_read, store_u16, store_u64_unaligned};
+use viaduct_memory::{GuestMemory, RegionCache};
+
+use super::WORK;
+use super::gather::Gather;
+use crate::descriptor::{BYTES, Descriptor, INDIRECT, NEXT, WRITE};
+use crate::event::{SUPPRESS, full_fence, need_event};
+use crate::layout::Parts;
+use crate::{Batch, Chain, QueueConfig, RingError};
+
+/// How many chains ahead the descriptors are asked for.
+const AHEAD: u16 = 8;
+
+#[derive(Debug)]
+pub(super) struct Split {
+    parts: Parts,
+    size: u16,
+    mask: u16,
+    event_idx: bool,
+    indirect: bool,
+    /// Whether the driver has been told about everything up to `published`, as far as it wants to know.
+    told: bool,
+    /// Index in the available ring of the first chain not consumed.
+    next: u16,
+    /// The driver's `idx` as last seen.
+    available: u16,
+    /// Our `idx` with the staged elements.
+    used: u16,
+    /// Our `idx` as the driver sees it.
+    published: u16,
+}
+
+impl Split {
+    pub fn new(parts: Parts, config: &QueueConfig) -> Split {
+        // A used ring that somebody served before goes on where it stands: the base says only where the available ring
+        // stands, and the two differ when chains are outstanding (vhost-user, "Inflight I/O tracking").
+        // SAFETY: `parts` lie in memory that the queue keeps alive.
+        let used = unsafe { load_u16(parts.device.cast::<u16>().add(1), Ordering::Acquire) };
+        let next = config.base as u16;
+        Split {
+            parts,
+            size: config.size as u16,
+            mask: (config.size - 1) as u16,
+            event_idx: config.event_idx,
+            indirect: config.indirect,
+            told: false,
+            next,
+            available: next,
+            used,
+            published: used,
+        }
+    }
+
+    pub fn relocate(&mut self, parts: Parts) {
+        self.parts = parts;
+    }
+
+    pub fn base(&self) -> u32 {
+        self.next.into()
+    }
+
+    /// `idx` of the available ring. Acquire: the entries and descriptors it covers are read after it (2.7.13.3).
+    #[inline(always)]
+    fn load_available(&self) -> u16 {
+        // SAFETY: the field lies in the driver part.
+        unsafe { load_u16(self.parts.driver.cast::<u16>().add(1), Ordering::Acquire) }
+    }
+
+    /// Entry `index`, modulo the size, of the available ring.
+    #[inline(always)]
+    fn head(&self, index: u16) -> u16 {
+        // SAFETY: the masked index lies in the ring, which begins after `flags` and `idx`.
+        unsafe { load_u16(self.parts.driver.cast::<u16>().add(2 + usize::from(index & self.mask)), Ordering::Relaxed) }
+    }
+
+    #[inline]
+    pub fn peek(
+        &mut self,
+        memory: &GuestMemory,
+        cache: &mut RegionCache,
+        batch: &mut Batch,
+        max: usize,
+    ) -> Result<(), RingError> {
+        let mut known = self.available.wrapping_sub(self.next);
+        if usize::from(known) < max {
+            self.available = self.load_available();
+            known = self.available.wrapping_sub(self.next);
+            if known > self.size {
+                return Err(RingError::AvailableJump { found: known.into(), allowed: self.size.into() });
+            }
+        }
+        let count = usize::from(known).min(max) as u16;
+        batch.reserve(count.into());
+        for ahead in 0..count.min(AHEAD) {
+            self.prefetch(self.head(self.next.wrapping_add(ahead)));
+        }
+        let mut work = 0;
+        for i in 0..count {
+            let index = self.next.wrapping_add(i);
+            // Past the end of what is available this reads an old entry: as good a hint as none.
+            self.prefetch(self.head(index.wrapping_add(AHEAD)));
+            let head = self.head(index);
+            if head >= self.size {
+                return Err(RingError::Index { found: head, allowed: self.size.into() });
+            }
+            // SAFETY: the index is below the size of the table.
+            let descriptor = unsafe { Descriptor::load(self.parts.descriptor, head.into()) };
+            let flags = descriptor.split_flags();
+            if flags & (NEXT | INDIRECT) == 0
+                && descriptor.len() != 0
+                && let Some(span) = memory.translate(cache, descriptor.addr, descriptor.len())
+            {
+                // SAFETY: there is room for all chains that are left.
+                unsafe { batch.push_single(head, span, flags & WRITE != 0) };
+            } else {
+                work += self.gather(Gather::new(memory, cache, batch), head, descriptor)?;
+                if work >= WORK {
+                    break;
+                }
+                batch.reserve((count - i).into());
+            }
+        }
+        Ok(())
+    }
+
+    /// A chain of any shape that begins with `descriptor`. Returns how many descriptors it has.
+    #[cold]
+    fn gather(&self, mut gather: Gather, head: u16, mut descriptor: Descriptor) -> Result<u32, RingError> {
+        for _ in 0..self.size {
+            let flags = descriptor.split_flags();
+            if flags & INDIRECT != 0 {
+                if !self.indirect {
+                    return Err(RingError::IndirectNotNegotiated);
+                }
+                if flags & NEXT != 0 {
+                    return Err(RingError::IndirectInChain);
+                }
+                // Direct descriptors followed by one indirect descriptor are legal (2.7.5.3.2).
+                gather.add_split_table(descriptor, self.size.into())?;
+                return Ok(gather.finish(head, 1));
+            }
+            gather.add(descriptor.addr, descriptor.len(), flags & WRITE != 0)?;
+            if flags & NEXT == 0 {
+                return Ok(gather.finish(head, 1));
+            }
+            let next = descriptor.next();
+            if next >= self.size {
+                return Err(RingError::Index { found: next, allowed: self.size.into() });
+            }
+            // SAFETY: the index is below the size of the table.
+            descriptor = unsafe { Descriptor::load(self.parts.descriptor, next.into()) };
+        }
+        Err(RingError::ChainLength { allowed: self.size.into() })
+    }
+
+    #[inline(always)]
+    fn prefetch(&self, head: u16) {
+        prefetch_read(self.parts.descriptor.wrapping_add(usize::from(head) * BYTES));
+    }
+
+    #[inline]
+    pub fn consume(&mut self, chains: &[Chain]) {
+        self.next = self.next.wrapping_add(chains.len() as u16);
+    }
+
+    #[inline]
+    pub fn complete(&mut self, chain: &Chain, written: u32) {
+        let slot = usize::from(self.used & self.mask);
+        let element = u64::from(written) << 32 | u64::from(chain.id);
+        // The ring begins after `flags` and `idx` and is aligned to 4 only, so an element may cross a cache line; it need
+        // not be atomic, because the driver reads it after `idx` (2.7.8.2).
+        // SAFETY: the masked index lies in the used ring.
+        unsafe { store_u64_unaligned(self.parts.device.add(4 + 8 * slot), element) };
+        self.used = self.used.wrapping_add(1);
+    }
+
+    #[inline]
+    pub fn publish(&mut self) -> bool {
+        let (old, new) = (self.published, self.used);
+        if old == new {
+            return false;
+        }
+        // Release: the elements, and what was written into the buffers, before `idx` (2.7.8.2).
+        // SAFETY: `idx` of the used ring.
+        unsafe { store_u16(self.parts.device.cast::<u16>().add(1), new, Ordering::Release) };
+        self.published = new;
+        // `idx` is written before we read what the driver wants (2.7.7.2), once for the batch.
+        full_fence();
+        let told = std::mem::replace(&mut self.told, true);
+        if self.event_idx {
+            // SAFETY: `used_event` follows the last entry of the available ring.
+            let event =
+                unsafe { load_u16(self.parts.driver.cast::<u16>().add(2 + usize::from(self.size)), Ordering::Relaxed) };
+            // Whoever served the ring before us may have published without notifying.
+            !told || need_event(event, new, old)
+        } else {
+            // SAFETY: `flags` of the available ring.
+            unsafe { load_u16(self.parts.driver.cast::<u16>(), Ordering::Relaxed) & SUPPRESS == 0 }
+        }
+    }
+
+    pub fn enable_notifications(&mut self) -> bool {
+        if self.event_idx {
+            // `flags` stays 0 (2.7.10.2); `avail_event` follows the last element of the used ring.
+            let event = 2 + 4 * usize::from(self.size);
+            // SAFETY: the field is counted in the used ring when EVENT_IDX is negotiated.
+            unsafe { store_u16(self.parts.device.cast::<u16>().add(event), self.next, Ordering::Relaxed) };
+        } else {
+            // SAFETY: `flags` of the used ring.
+            unsafe { store_u16(self.parts.device.cast(), 0, Ordering::Relaxed) };
+        }
+        full_fence();
+        self.load_available() != self.next
+    }
+
+    pub fn disable_notifications(&mut self) {
+        // With EVENT_IDX an `avail_event` that stays behind is silence enough: it is passed once in 65536 chains.
+        if !self.event_idx {
+            // SAFETY: `flags` of the used ring.
+            unsafe { store_u16(self.parts.device.cast(), SUPPRESS, Ordering::Relaxed) };
+        }
+    }
+}
