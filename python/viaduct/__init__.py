@@ -1,1 +1,25 @@
 """Viaduct: a hypervisor and a user-space virtual switch in Python with a Rust core."""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import Any
+
+# What the package offers directly, and where it stands. Loaded when first asked for, so that a command that needs one
+# of them does not wait for the others.
+_WHERE = {
+    "__version__": ("viaduct._core", "VERSION"),
+    "Switch": ("viaduct.switch.switch", "Switch"),
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _WHERE:
+        raise AttributeError(f"module 'viaduct' has no attribute {name!r}")
+    module, attribute = _WHERE[name]
+    value = globals()[name] = getattr(import_module(module), attribute)
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *_WHERE})

@@ -10,7 +10,7 @@ from typing import Literal, NamedTuple
 import msgspec
 
 Link = Literal["up", "down", "broken"]
-"""`up`: frames can pass. `down`: nobody is connected, or the driver has not started. `broken`: detached after a fault."""
+"""`up`: frames can pass. `down`: nobody is connected, or the driver has not started. `broken`: detached."""
 
 Direction = Literal["received", "sent"]
 
@@ -116,7 +116,8 @@ class MacEntry(msgspec.Struct, frozen=True, kw_only=True):
 class Event(msgspec.Struct, frozen=True, kw_only=True):
     """Something happened: `time` in seconds since 1970, `kind` one of the words below, `message` for people.
 
-    Kinds: `port-added`, `port-removed`, `port-changed`, `link-up`, `link-down`, `port-broken`, `option-changed`, `error`.
+    Kinds: `port-added`, `port-removed`, `port-changed`, `link-up`, `link-down`, `port-broken`, `option-changed`,
+    `error`.
     """
 
     time: float
@@ -126,7 +127,7 @@ class Event(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Frame(NamedTuple):
-    """A captured frame: nanoseconds since 1970, its port, direction, whole length on the wire, and its (first) bytes."""
+    """A captured frame: nanoseconds since 1970, its port, direction, length on the wire, and its (first) bytes."""
 
     time_ns: int
     port: str

@@ -1,0 +1,112 @@
+# Viaduct's entry points. `make` alone says what there is.
+#
+# Everything Python lives in $(VENV), everything Rust in target/; stamps in $(VENV)/stamps remember what was done for which
+# inputs, so that a second run does nothing again. VENV=DIR and PYTHON=python3.12 may be given on the command line.
+
+VENV ?= .venv
+STAMPS := $(VENV)/stamps
+LOGS := build/logs
+BIN := $(VENV)/bin
+RUST := . $(VENV)/rust.env &&
+RUST_SOURCES := $(shell find crates -name '*.rs' -o -name 'Cargo.toml') Cargo.toml Cargo.lock pyproject.toml
+export PYO3_PYTHON := $(abspath $(BIN)/python)
+export PIP_DISABLE_PIP_VERSION_CHECK := 1
+
+.DEFAULT_GOAL := help
+.PHONY: help demo test dev lint unit interop rust-test bench bench-quick docs-check format clean distclean
+
+help: ## what there is to make
+	@echo 'Viaduct: a user-space virtual switch and hypervisor. See README.md.'
+	@echo
+	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1|\2/p' $(MAKEFILE_LIST) | awk -F'|' '{ printf "%-20s %s\n", $$1, $$2 }'
+	@echo
+	@echo 'After `make demo` or `make dev`, the command is $(BIN)/viaduct. `pip install .` works as well.'
+
+demo: $(STAMPS)/core ## two guests in this process talk over the switch; needs no package of the system
+	@$(BIN)/viaduct demo $(DEMO)
+
+dev: $(STAMPS)/core $(STAMPS)/tools ## the package and everything for working on it, in $(VENV)
+
+test: dev $(STAMPS)/clippy ## every check: lint, Rust tests, Python tests, tests with QEMU, DPDK and Open vSwitch
+	@setup/debian_packages.sh
+	@setup/checks.sh $(LOGS) 'lint=$(MAKE) --no-print-directory lint' 'rust=$(MAKE) --no-print-directory rust-test' \
+		'unit=$(MAKE) --no-print-directory unit' 'interop=$(MAKE) --no-print-directory interop'
+
+lint: dev $(STAMPS)/clippy ## formatting, clippy, ruff, mypy, and the stubs against the built module
+	$(RUST) cargo fmt --all --check
+	$(RUST) cargo clippy --quiet --workspace --all-targets -- -D warnings
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	if [ -e python/viaduct/_core.pyi ]; then $(BIN)/python -m mypy.stubtest viaduct._core; fi
+	$(BIN)/python setup/house_rules.py
+
+rust-test: $(VENV)/rust.env ## the crates' own tests
+	$(RUST) if cargo nextest --version >/dev/null 2>&1; \
+	then cargo nextest run --workspace --no-tests pass && cargo test --quiet --workspace --doc; \
+	else cargo test --quiet --workspace; fi
+
+unit: dev ## Python tests that need nothing but this package
+	$(BIN)/pytest tests/unit $(PYTEST)
+
+interop: dev ## tests with peers nobody here wrote: QEMU, DPDK, Open vSwitch
+	$(BIN)/pytest tests/interop $(PYTEST)
+
+bench: dev $(STAMPS)/bench ## testpmd, Open vSwitch with DPDK and Viaduct side by side: a table and a plot
+	@setup/debian_packages.sh
+	$(RUST) $(BIN)/python -m bench
+
+bench-quick: dev $(STAMPS)/bench ## the same, with less of everything
+	@setup/debian_packages.sh
+	$(RUST) $(BIN)/python -m bench --quick
+
+docs-check: dev ## every link and command in the documentation
+	$(BIN)/python setup/docs_check.py
+
+format: dev $(STAMPS)/clippy ## put the sources into their one format
+	$(RUST) cargo fmt --all
+	$(BIN)/ruff check --fix --quiet .
+	$(BIN)/ruff format .
+
+clean: ## remove what was built
+	rm -rf target build dist python/viaduct/_core*.so $(STAMPS)/core .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	find . -name __pycache__ -not -path './$(VENV)/*' -prune -exec rm -rf {} +
+
+distclean: clean ## and the environment
+	rm -rf $(VENV)
+
+# The environment, the toolchain, the extension module, the tools: each once for each state of its inputs.
+
+$(BIN)/python: setup/venv.sh
+	@setup/venv.sh $(VENV)
+	@touch $@
+
+$(STAMPS)/maturin: $(BIN)/python pyproject.toml
+	@mkdir -p $(STAMPS)
+	@$(BIN)/pip install --quiet "$$(sed -n 's/^requires = \["\(.*\)"\]/\1/p' pyproject.toml)"
+	@touch $@
+
+$(VENV)/rust.env: setup/rust.sh $(STAMPS)/maturin
+	@setup/rust.sh $(VENV) >$@.new && mv $@.new $@
+
+$(STAMPS)/core: $(RUST_SOURCES) $(VENV)/rust.env $(STAMPS)/maturin
+	@echo 'setup: building the extension module (the first time takes a minute or two)'
+	@$(RUST) VIRTUAL_ENV=$(abspath $(VENV)) $(BIN)/maturin develop --release --quiet
+	@touch $@
+
+# The optional dependencies of one name in pyproject.toml, without building the package for them.
+install-extra = $(BIN)/python -c 'import tomllib; project = tomllib.load(open("pyproject.toml", "rb"))["project"]; \
+	print(*project["optional-dependencies"]["$(1)"], sep="\n")' >$(STAMPS)/$(1).txt && \
+	$(BIN)/pip install --quiet -r $(STAMPS)/$(1).txt
+
+$(STAMPS)/tools: pyproject.toml $(STAMPS)/maturin
+	@$(call install-extra,dev)
+	@touch $@
+
+$(STAMPS)/bench: pyproject.toml $(STAMPS)/maturin
+	@$(call install-extra,bench)
+	@touch $@
+
+$(STAMPS)/clippy: $(VENV)/rust.env
+	@$(RUST) (cargo fmt --version && cargo clippy --version) >/dev/null 2>&1 || ($(RUST) rustup component add clippy rustfmt)
+	@touch $@

@@ -1,0 +1,363 @@
+"""The switch's side of the control socket: what the command line and other programs ask a running switch.
+
+The language is in `control_wire`. Every method ends in the same `Switch` calls that Python programs make, so that
+nothing can be done here that cannot be done there. A method is a coroutine in `_METHODS`; a stream is an async
+generator in `_STREAMS`.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+import socket
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from contextlib import aclosing, suppress
+from pathlib import Path
+from typing import Any, Protocol
+
+import msgspec
+
+from .config import ConfigError, PortConfig, SwitchConfig, build_config, build_port
+from .control_wire import LINE_MAX, ControlError, Problem, Reply, Request
+from .status import Event, Frame, MacEntry, PortStatus, Statistics
+
+log = logging.getLogger(__name__)
+
+
+class Controlled(Protocol):
+    """What of a switch can be asked for from outside."""
+
+    @property
+    def config(self) -> SwitchConfig: ...
+
+    async def apply(self, config: SwitchConfig, /) -> None: ...
+
+    async def add_port(self, name: str, port: PortConfig, /) -> None: ...
+
+    async def remove_port(self, name: str, /) -> None: ...
+
+    def ports(self) -> Sequence[PortStatus]: ...
+
+    def stats(self) -> Statistics: ...
+
+    def macs(self) -> Sequence[MacEntry]: ...
+
+    def events(self) -> AsyncIterator[Event]: ...
+
+    def capture(self, port: str, /) -> AsyncIterator[Sequence[Frame]]: ...
+
+
+class ControlServer:
+    """Serves one switch on one UNIX socket: `async with ControlServer(switch, path):`.
+
+    `shutdown` is called when a client asks the switch to end.
+    """
+
+    def __init__(self, switch: Controlled, path: str | os.PathLike[str], shutdown: Callable[[], None]) -> None:
+        self.switch = switch
+        self.path = Path(path)
+        self.shutdown = shutdown
+        self._server: asyncio.Server | None = None
+        self._identity: tuple[int, int] | None = None
+        self._connections: set[asyncio.Task[None]] = set()
+
+    async def start(self) -> None:
+        """Listen. A socket file that nobody answers on is replaced.
+
+        Raises:
+            ConfigError: another switch answers there, the directory is missing, no permission, or the path is too long.
+        """
+        listener = _listen(self.path)
+        state = self.path.stat()
+        self._identity = (state.st_dev, state.st_ino)
+        self._server = await asyncio.start_unix_server(self._connected, sock=listener, limit=LINE_MAX)
+
+    async def close(self) -> None:
+        """Stop listening, end every connection, and remove the socket file if it is still ours."""
+        if self._server is None:
+            return
+        self._server.close()
+        for task in self._connections:
+            task.cancel()
+        await asyncio.gather(*self._connections, return_exceptions=True)
+        self._server = None
+        with suppress(OSError):
+            state = self.path.stat()
+            if (state.st_dev, state.st_ino) == self._identity:
+                self.path.unlink()
+
+    async def __aenter__(self) -> ControlServer:
+        await self.start()
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        await self.close()
+
+    async def _connected(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        task = asyncio.current_task()
+        assert task is not None
+        self._connections.add(task)
+        try:
+            await self._converse(reader, writer)
+        except (ConnectionError, asyncio.CancelledError):
+            pass  # the client left, or the switch ends
+        finally:
+            self._connections.discard(task)
+            writer.transport.abort() if writer.transport.is_closing() else writer.close()
+
+    async def _converse(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        while True:
+            try:
+                line = await reader.readline()
+            except ValueError:
+                await _send(writer, _refusal(0, "request", f"a request has at most {LINE_MAX} bytes"))
+                return
+            if not line:
+                return
+            try:
+                request = msgspec.json.decode(line, type=Request)
+            except msgspec.DecodeError as error:
+                await _send(writer, _refusal(0, "request", f"not a request: {error}"))
+                return
+            if stream := _STREAMS.get(request.method):
+                await self._stream(stream, request, reader, writer)
+                return
+            method = _METHODS.get(request.method)
+            if method is None:
+                known = ", ".join(sorted([*_METHODS, *_STREAMS]))
+                refusal = _refusal(request.id, "method", f"unknown method {request.method!r} (known: {known})")
+                await _send(writer, refusal)
+                continue
+            try:
+                reply = Reply(id=request.id, result=await method(self, request.params))
+            except Exception as error:
+                reply = _reason(request, error)
+            await _send(writer, reply)
+
+    async def _stream(
+        self,
+        stream: Callable[[ControlServer, Request], AsyncIterator[bytes]],
+        request: Request,
+        reader: asyncio.StreamReader,
+        writer: asyncio.StreamWriter,
+    ) -> None:
+        """Send what the stream yields until it ends or the client hangs up."""
+
+        async def pump() -> None:
+            try:
+                async with aclosing(stream(self, request)) as pieces:  # type: ignore[type-var]
+                    async for piece in pieces:
+                        writer.write(piece)
+                        await writer.drain()
+            except ConnectionError:
+                raise
+            except Exception as error:
+                await _send(writer, _reason(request, error))
+
+        pumping = asyncio.create_task(pump())
+        hanging_up = asyncio.create_task(reader.read(1))
+        try:
+            await asyncio.wait((pumping, hanging_up), return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            for task in (pumping, hanging_up):
+                task.cancel()
+            await asyncio.gather(pumping, hanging_up, return_exceptions=True)
+            with suppress(ConnectionError, asyncio.CancelledError):
+                await writer.drain()
+
+
+async def _about(server: ControlServer, params: dict[str, Any]) -> Any:
+    from viaduct import __version__
+
+    _expect(params)
+    return {"version": __version__, "pid": os.getpid()}
+
+
+async def _config(server: ControlServer, params: dict[str, Any]) -> Any:
+    _expect(params)
+    return server.switch.config
+
+
+async def _apply(server: ControlServer, params: dict[str, Any]) -> Any:
+    _expect(params, "config")
+    await server.switch.apply(build_config(params["config"]))
+
+
+async def _port_list(server: ControlServer, params: dict[str, Any]) -> Any:
+    _expect(params)
+    return server.switch.ports()
+
+
+async def _port_add(server: ControlServer, params: dict[str, Any]) -> Any:
+    _expect(params, "name", "port")
+    await server.switch.add_port(params["name"], build_port(params["port"]))
+
+
+async def _port_del(server: ControlServer, params: dict[str, Any]) -> Any:
+    _expect(params, "name")
+    await server.switch.remove_port(params["name"])
+
+
+async def _stats(server: ControlServer, params: dict[str, Any]) -> Any:
+    _expect(params)
+    return server.switch.stats()
+
+
+async def _macs(server: ControlServer, params: dict[str, Any]) -> Any:
+    _expect(params)
+    return server.switch.macs()
+
+
+async def _shutdown(server: ControlServer, params: dict[str, Any]) -> Any:
+    _expect(params)
+    asyncio.get_running_loop().call_soon(server.shutdown)
+
+
+async def _events(server: ControlServer, request: Request) -> AsyncIterator[bytes]:
+    _expect(request.params)
+    yield _line(Reply(id=request.id))
+    async for event in server.switch.events():
+        yield _line(Reply(id=request.id, item=event))
+
+
+async def _stats_watch(server: ControlServer, request: Request) -> AsyncIterator[bytes]:
+    _expect(request.params, optional=("interval",))
+    interval = request.params.get("interval", 1.0)
+    if not isinstance(interval, int | float) or not 0.01 <= interval <= 3600:
+        raise ControlError(f"interval {interval!r} is outside 0.01 to 3600 seconds", "request")
+    yield _line(Reply(id=request.id))
+    while True:
+        yield _line(Reply(id=request.id, item=server.switch.stats()))
+        await asyncio.sleep(interval)
+
+
+async def _capture(server: ControlServer, request: Request) -> AsyncIterator[bytes]:
+    from .pcapng import PcapngEncoder
+
+    _expect(request.params, "port", optional=("count",))
+    name, count = request.params["port"], request.params.get("count")
+    if count is not None and (not isinstance(count, int) or count < 1):
+        raise ControlError(f"count {count!r} is no positive number", "request")
+    if name not in server.switch.config.ports:
+        server.switch.config.without_port(name)  # says which ports there are
+    encoder = PcapngEncoder()
+    async with aclosing(server.switch.capture(name)) as batches:  # type: ignore[type-var]
+        yield _line(Reply(id=request.id))
+        yield encoder.header()
+        left = count
+        async for batch in batches:
+            frames = batch if left is None else batch[:left]
+            yield b"".join(encoder.frame(frame) for frame in frames)
+            if left is not None:
+                left -= len(frames)
+                if left == 0:
+                    return
+
+
+_METHODS: dict[str, Callable[[ControlServer, dict[str, Any]], Awaitable[Any]]] = {
+    "about": _about,
+    "config": _config,
+    "apply": _apply,
+    "port.list": _port_list,
+    "port.add": _port_add,
+    "port.del": _port_del,
+    "stats": _stats,
+    "macs": _macs,
+    "shutdown": _shutdown,
+}
+
+_STREAMS: dict[str, Callable[[ControlServer, Request], AsyncIterator[bytes]]] = {
+    "events": _events,
+    "stats.watch": _stats_watch,
+    "capture": _capture,
+}
+
+
+def _expect(params: dict[str, Any], *needed: str, optional: tuple[str, ...] = ()) -> None:
+    """Refuse parameters that a method does not know, and the lack of those it needs."""
+    unknown = [name for name in params if name not in (*needed, *optional)]
+    missing = [name for name in needed if name not in params]
+    if unknown or missing:
+        found = f"unknown: {', '.join(unknown)}" if unknown else f"missing: {', '.join(missing)}"
+        raise ControlError(f"wrong parameters ({found}; known: {', '.join((*needed, *optional)) or 'none'})", "request")
+
+
+def _reason(request: Request, error: Exception) -> Reply:
+    match error:
+        case ConfigError():
+            return _refusal(request.id, "config", str(error))
+        case ControlError():
+            return _refusal(request.id, error.code, str(error))
+        case OSError():
+            return _refusal(request.id, "failed", str(error))
+        case _:
+            log.exception("control request %s failed", request.method)
+            return _refusal(request.id, "failed", f"{type(error).__name__}: {error}")
+
+
+def _refusal(identifier: int, code: str, message: str) -> Reply:
+    return Reply(id=identifier, error=Problem(code=code, message=message))
+
+
+def _line(reply: Reply) -> bytes:
+    return msgspec.json.encode(reply) + b"\n"
+
+
+async def _send(writer: asyncio.StreamWriter, reply: Reply) -> None:
+    writer.write(_line(reply))
+    await writer.drain()
+
+
+def _listen(path: Path) -> socket.socket:
+    """A listening socket at `path` that only this user may connect to."""
+    from .config import SOCKET_PATH_MAX
+
+    name = os.fsencode(path)
+    if len(name) > SOCKET_PATH_MAX:
+        raise ConfigError(
+            f"the control socket's path has {len(name)} bytes, but at most {SOCKET_PATH_MAX} are possible (unix(7)); "
+            f"give a shorter one with --control: {str(path)!r}"
+        )
+    _remove_stale(path)
+    listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+    try:
+        mask = os.umask(0o177)
+        try:
+            listener.bind(name)
+        finally:
+            os.umask(mask)
+        listener.listen(64)
+        listener.setblocking(False)
+    except OSError as error:
+        listener.close()
+        raise ConfigError(
+            f"cannot listen on the control socket {str(path)!r}: {error.strerror}; "
+            "give another place with --control, in a directory that exists and that you may write to"
+        ) from error
+    return listener
+
+
+def _remove_stale(path: Path) -> None:
+    """Remove a socket file that nobody listens on; refuse to touch anything else."""
+    if not path.is_socket():
+        if path.exists():
+            raise ConfigError(f"{str(path)!r} exists and is no socket; give another place with --control")
+        return
+    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe:
+        probe.settimeout(1)
+        try:
+            probe.connect(os.fsencode(path))
+        except ConnectionRefusedError:
+            path.unlink(missing_ok=True)
+            return
+        except FileNotFoundError:
+            return
+        except OSError as error:
+            raise ConfigError(f"the control socket {str(path)!r} is in use or not ours: {error.strerror}") from error
+        credentials = probe.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, 12)
+        pid = int.from_bytes(credentials[:4], "little")
+    raise ConfigError(
+        f"another process (pid {pid}) answers on the control socket {str(path)!r}; "
+        "end it first, or give this switch a socket of its own with --control"
+    )
