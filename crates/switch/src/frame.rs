@@ -1,0 +1,352 @@
+//! A frame on its way: parsed once from the sender's buffers, checked, and from then on believed.
+
+use viaduct_memory::{Span, access};
+use viaduct_ring::{Batch, Chain};
+
+use crate::counters::DropReason;
+use crate::net_header::{self, NetHeader};
+
+/// Bytes of the frame that are read once into [`Frame::head`] and written from there: what is forwarded by them is what
+/// the receiver gets, even if the sender rewrites its buffer meanwhile.
+pub(crate) const HEAD: u32 = 16;
+
+const ETHERNET_HEADER: u32 = 14;
+const TAG: u32 = 4;
+/// The longest frame: a full IP datagram, and Ethernet header and tag.
+pub(crate) const MAX_FRAME: u32 = 65535 + ETHERNET_HEADER + TAG;
+/// Ethertype 0x8100 as loaded little-endian.
+const TPID: u16 = 0x0081;
+
+const LOW48: u64 = 0xffff_ffff_ffff;
+
+/// A frame that was received.
+#[derive(Clone, Copy, Debug, Default)]
+pub(crate) struct Frame {
+    /// The first 16 bytes as two little-endian words.
+    pub head: [u64; 2],
+    /// The first eight bytes of the virtio-net header; flags and offsets are checked.
+    pub net: u64,
+    /// The rest of it.
+    pub csum_offset: u16,
+    /// VLAN of the frame inside the bridge.
+    pub vlan: u16,
+    /// Whether it came with an 802.1Q tag.
+    pub tagged: bool,
+    /// Number of spans.
+    pub spans: u16,
+    /// Index of the first span of the frame, virtio-net header excluded, among the batch's spans.
+    pub first: u32,
+    /// Length in bytes.
+    pub len: u32,
+}
+
+impl Frame {
+    /// Takes a frame out of a transmitted chain; its spans in `batch` are trimmed to the frame.
+    #[inline(always)]
+    pub fn parse(batch: &mut Batch, chain: &Chain, header_len: u32, keep_flags: u8) -> Result<Frame, DropReason> {
+        let first = chain.first as usize;
+        let Some(len) = chain.readable_len.checked_sub(header_len) else { return Err(DropReason::Runt) };
+        if len < ETHERNET_HEADER {
+            return Err(DropReason::Runt);
+        }
+        if len > MAX_FRAME {
+            return Err(DropReason::Oversize);
+        }
+        let span = batch.spans[first];
+        if span.len() < header_len + HEAD {
+            return Frame::parse_scattered(batch, chain, header_len, len, keep_flags);
+        }
+        let base = span.as_ptr();
+        // SAFETY: the batch's memory is alive while it is forwarded, and the span has header_len + 16 bytes; the header
+        // has 10 or 12, and the load at 8 takes two more bytes of the frame where it has 10.
+        let (low, high, head) = unsafe {
+            (
+                access::load_u64_unaligned(base),
+                access::load_u32_unaligned(base.add(8)),
+                [
+                    access::load_u64_unaligned(base.add(header_len as usize)),
+                    access::load_u64_unaligned(base.add(header_len as usize + 8)),
+                ],
+            )
+        };
+        batch.spans[first] = advance(span, header_len);
+        let frame = Frame { head, first: chain.first, spans: chain.readable, len, ..Frame::default() };
+        frame.checked(low, high as u16, keep_flags)
+    }
+
+    /// The same for headers that are spread over several spans.
+    #[cold]
+    fn parse_scattered(
+        batch: &mut Batch,
+        chain: &Chain,
+        header_len: u32,
+        len: u32,
+        keep_flags: u8,
+    ) -> Result<Frame, DropReason> {
+        let mut start = [0u8; NetHeader::LEN + HEAD as usize];
+        let wanted = (header_len + len.min(HEAD)) as usize;
+        gather(batch.readable(chain), &mut start[..wanted]);
+        let (header, frame_start) = start.split_at(header_len as usize);
+        let mut net = [0; NetHeader::LEN];
+        net[..header.len()].copy_from_slice(header);
+        let (low, high) = NetHeader::parse(&net).to_words();
+        let word = |at: usize| {
+            let mut bytes = [0; 8];
+            bytes.copy_from_slice(&frame_start[at..at + 8]);
+            u64::from_le_bytes(bytes)
+        };
+        // With a header of 10 bytes the buffer holds 18 of the frame; 16 of them count, and past `len` they are zero.
+        let head = [word(0), word(8)];
+        let (mut first, mut spans, mut trim) = (chain.first as usize, chain.readable, header_len);
+        while batch.spans[first].len() <= trim {
+            trim -= batch.spans[first].len();
+            first += 1;
+            spans -= 1;
+        }
+        batch.spans[first] = advance(batch.spans[first], trim);
+        let frame = Frame { head, first: first as u32, spans, len, ..Frame::default() };
+        frame.checked(low, high as u16, keep_flags)
+    }
+
+    #[inline(always)]
+    fn checked(mut self, low: u64, csum_offset: u16, keep_flags: u8) -> Result<Frame, DropReason> {
+        if self.ethertype() == TPID {
+            if self.len < ETHERNET_HEADER + TAG {
+                return Err(DropReason::Runt);
+            }
+            self.tagged = true;
+            self.vlan = ((self.head[1] >> 48) as u16).swap_bytes() & 0xfff;
+        }
+        if low & 0xffff != 0 { self.check_offloads(low, csum_offset, keep_flags) } else { Ok(self) }
+    }
+
+    /// Checks a header that asks for something (virtio 1.2, 5.1.6.2.1): afterwards its offsets lie inside the frame.
+    fn check_offloads(mut self, low: u64, csum_offset: u16, keep_flags: u8) -> Result<Frame, DropReason> {
+        let mut header = NetHeader::from_words(low, u32::from(csum_offset));
+        header.flags &= keep_flags;
+        let needs_csum = header.flags & net_header::NEEDS_CSUM != 0;
+        if needs_csum {
+            let end = u32::from(header.csum_start) + u32::from(header.csum_offset) + 2;
+            if u32::from(header.csum_start) < ETHERNET_HEADER || end > self.len {
+                return Err(DropReason::BadHeader);
+            }
+        } else {
+            (header.csum_start, header.csum_offset) = (0, 0);
+        }
+        match header.gso_type & !net_header::GSO_ECN {
+            net_header::GSO_NONE => (header.gso_type, header.gso_size) = (net_header::GSO_NONE, 0),
+            net_header::GSO_TCPV4 | net_header::GSO_TCPV6 | net_header::GSO_UDP_L4 | net_header::GSO_UDP => {
+                // A segment's headers alone have more than 14 bytes; hdr_len is a hint, but not one past the frame.
+                if header.gso_size == 0 || !needs_csum || u32::from(header.hdr_len) > self.len {
+                    return Err(DropReason::BadHeader);
+                }
+            }
+            _ => return Err(DropReason::BadHeader),
+        }
+        (self.net, _) = header.to_words();
+        self.csum_offset = header.csum_offset;
+        Ok(self)
+    }
+
+    /// Destination address in the 48 low bits, first byte lowest.
+    #[inline(always)]
+    pub fn destination(&self) -> u64 {
+        self.head[0] & LOW48
+    }
+
+    /// Source address, likewise.
+    #[inline(always)]
+    pub fn source(&self) -> u64 {
+        (self.head[0] >> 48 | self.head[1] << 16) & LOW48
+    }
+
+    #[inline(always)]
+    fn ethertype(&self) -> u16 {
+        (self.head[1] >> 32) as u16
+    }
+
+    /// What a receiver has to accept to get the frame as it is, see [`Offloads`].
+    #[inline(always)]
+    pub fn offloads(&self) -> Offloads {
+        if self.net & 0xffff == 0 { Offloads::NONE } else { Offloads::asked_by(self.net as u8, (self.net >> 8) as u8) }
+    }
+
+    /// Whether the frame is to be cut into segments by the last one who handles it.
+    #[inline(always)]
+    pub fn is_gso(&self) -> bool {
+        self.net & 0xff00 != 0
+    }
+
+    /// The header, decoded; `num_buffers` is 0.
+    pub fn net_header(&self) -> NetHeader {
+        NetHeader::from_words(self.net, u32::from(self.csum_offset))
+    }
+
+    /// The frame as it leaves through a port of this VLAN mode.
+    #[inline(always)]
+    pub fn outgoing<'a>(&self, spans: &'a [Span], tag_out: bool) -> Outgoing<'a> {
+        let first = self.first as usize;
+        let body = &spans[first..first + self.spans as usize];
+        let mut outgoing = Outgoing {
+            net: self.net,
+            csum_offset: self.csum_offset,
+            prefix: [self.head[0], self.head[1], 0],
+            prefix_len: self.len.min(HEAD),
+            skip: self.len.min(HEAD),
+            len: self.len,
+            body,
+        };
+        if tag_out != self.tagged {
+            outgoing.change_tag(tag_out, self.vlan);
+        }
+        outgoing
+    }
+}
+
+/// What goes into a receiver's buffers: header, a prefix of our own, and the rest straight from the sender's memory.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Outgoing<'a> {
+    /// First eight bytes of the virtio-net header.
+    pub net: u64,
+    /// The next two.
+    pub csum_offset: u16,
+    /// The frame's first `prefix_len` bytes.
+    pub prefix: [u64; 3],
+    pub prefix_len: u32,
+    /// The sender's spans, of which the first `skip` bytes are replaced by the prefix.
+    pub body: &'a [Span],
+    pub skip: u32,
+    /// Length of the frame as it leaves.
+    pub len: u32,
+}
+
+impl Outgoing<'_> {
+    /// Inserts or removes the 802.1Q tag behind the addresses (IEEE 802.1Q, 9.3); offsets move along.
+    #[cold]
+    fn change_tag(&mut self, insert: bool, vlan: u16) {
+        let addresses = self.prefix[1] & 0xffff_ffff;
+        let mut header = NetHeader::from_words(self.net, u32::from(self.csum_offset));
+        let tag = TAG as u16;
+        if insert {
+            let tci = u64::from(vlan.swap_bytes());
+            self.prefix[2] = self.prefix[1] >> 32;
+            self.prefix[1] = addresses | u64::from(TPID) << 32 | tci << 48;
+            self.prefix_len += TAG;
+            self.len += TAG;
+            if header.flags & net_header::NEEDS_CSUM != 0 {
+                header.csum_start = header.csum_start.saturating_add(tag);
+            }
+            if header.hdr_len != 0 {
+                header.hdr_len = header.hdr_len.saturating_add(tag);
+            }
+        } else {
+            self.prefix[1] = addresses;
+            self.prefix_len -= TAG;
+            self.len -= TAG;
+            header.csum_start = header.csum_start.saturating_sub(tag);
+            header.hdr_len = header.hdr_len.saturating_sub(tag);
+        }
+        (self.net, _) = header.to_words();
+    }
+
+    /// The prefix as bytes; the first `prefix_len` count.
+    #[inline(always)]
+    pub fn prefix_bytes(&self) -> [u8; 24] {
+        let mut bytes = [0; 24];
+        for (chunk, word) in bytes.chunks_exact_mut(8).zip(self.prefix) {
+            chunk.copy_from_slice(&word.to_le_bytes());
+        }
+        bytes
+    }
+
+    /// The spans that follow the prefix.
+    pub fn rest(&self) -> impl Iterator<Item = Span> {
+        let mut skip = self.skip;
+        self.body.iter().filter_map(move |&span| {
+            let skipped = skip.min(span.len());
+            skip -= skipped;
+            (skipped < span.len()).then(|| advance(span, skipped))
+        })
+    }
+
+    /// Copies the whole frame to the end of `buffer`.
+    pub fn append_to(&self, buffer: &mut Vec<u8>) {
+        buffer.extend_from_slice(&self.prefix_bytes()[..self.prefix_len as usize]);
+        for span in self.rest() {
+            let at = buffer.len();
+            buffer.resize(at + span.len() as usize, 0);
+            // SAFETY: the batch's memory is alive while it is forwarded.
+            unsafe { span.read(0, &mut buffer[at..]) };
+        }
+    }
+}
+
+/// Fills `buffer` from the start of `spans`, which have at least as many bytes.
+fn gather(spans: &[Span], buffer: &mut [u8]) {
+    let mut filled = 0;
+    for span in spans {
+        let take = (buffer.len() - filled).min(span.len() as usize);
+        // SAFETY: the batch's memory is alive while it is forwarded; `take` is within the span.
+        unsafe { span.read(0, &mut buffer[filled..filled + take]) };
+        filled += take;
+    }
+}
+
+/// The span without its first `by` bytes, of which it has at least as many.
+#[inline(always)]
+fn advance(span: Span, by: u32) -> Span {
+    span.skip(by)
+}
+
+/// Offloads that a frame asks for, or that a receiver accepts, as a set.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Offloads(u8);
+
+impl Offloads {
+    /// Nothing.
+    pub const NONE: Offloads = Offloads(0);
+    /// Partial checksums.
+    pub const CSUM: Offloads = Offloads(1);
+    /// TCP over IPv4.
+    pub const TSO4: Offloads = Offloads(2);
+    /// TCP over IPv6.
+    pub const TSO6: Offloads = Offloads(4);
+    /// TCP with CWR.
+    pub const ECN: Offloads = Offloads(8);
+    /// UDP, fragmented.
+    pub const UFO: Offloads = Offloads(16);
+    /// UDP, segmented.
+    pub const USO: Offloads = Offloads(32);
+
+    /// What a checked header asks for.
+    fn asked_by(flags: u8, gso_type: u8) -> Offloads {
+        let mut asked = Offloads::NONE;
+        if flags & net_header::NEEDS_CSUM != 0 {
+            asked = asked | Offloads::CSUM;
+        }
+        if gso_type & net_header::GSO_ECN != 0 {
+            asked = asked | Offloads::ECN;
+        }
+        asked
+            | match gso_type & !net_header::GSO_ECN {
+                net_header::GSO_TCPV4 => Offloads::TSO4,
+                net_header::GSO_TCPV6 => Offloads::TSO6,
+                net_header::GSO_UDP => Offloads::UFO,
+                net_header::GSO_UDP_L4 => Offloads::USO,
+                _ => Offloads::NONE,
+            }
+    }
+
+    /// Whether all of `asked` are in here.
+    #[inline(always)]
+    pub fn include(self, asked: Offloads) -> bool {
+        asked.0 & !self.0 == 0
+    }
+}
+
+impl std::ops::BitOr for Offloads {
+    type Output = Offloads;
+    fn bitor(self, other: Offloads) -> Offloads {
+        Offloads(self.0 | other.0)
+    }
+}

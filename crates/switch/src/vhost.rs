@@ -1,0 +1,367 @@
+//! The switch's end of a virtio-net device's queues: the guest's transmit queue is where frames come from, its receive
+//! queue is where they go (virtio 1.2, 5.1.2).
+
+use std::fs::File;
+use std::io::Write;
+use std::os::fd::OwnedFd;
+
+use viaduct_memory::{Span, access};
+use viaduct_ring::{Batch, Chain, DeviceQueue};
+
+use crate::frame::Outgoing;
+use crate::net_header::NetHeader;
+use crate::sink::{Put, Sink};
+
+/// What the two directions have in common.
+#[derive(Debug)]
+struct Vring {
+    queue: DeviceQueue,
+    /// Written to notify the driver; none if it polls.
+    call: Option<File>,
+    /// Length of the virtio-net header: 12, or 10 for a legacy driver without mergeable buffers.
+    header_len: u32,
+    enabled: bool,
+}
+
+impl Vring {
+    /// Makes used buffers visible and notifies the driver if it wants that. Returns whether it was notified.
+    #[inline(always)]
+    fn publish(&mut self) -> bool {
+        self.queue.publish() && self.notify()
+    }
+
+    fn notify(&mut self) -> bool {
+        // An eventfd that is full (EAGAIN) has a notification pending already; other failures are the peer's own loss.
+        self.call.as_mut().is_some_and(|call| call.write(&1u64.to_ne_bytes()).is_ok())
+    }
+}
+
+/// A started queue as the protocol describes it.
+#[derive(Debug)]
+pub struct VhostQueue {
+    /// The ring.
+    pub queue: DeviceQueue,
+    /// Eventfd on which the driver notifies us; none: the queue has to be polled.
+    pub kick: Option<OwnedFd>,
+    /// Eventfd on which we notify the driver; none: it polls.
+    pub call: Option<OwnedFd>,
+    /// Whether the front-end has enabled it (vhost-user, "Ring states").
+    pub enabled: bool,
+    /// Length of the virtio-net header in its buffers.
+    pub header_len: u32,
+    /// VIRTIO_NET_F_MRG_RXBUF.
+    pub mergeable: bool,
+}
+
+/// The guest transmits, we receive.
+#[derive(Debug)]
+pub(crate) struct VhostInput {
+    ring: Vring,
+    pub kick: Option<OwnedFd>,
+}
+
+impl VhostInput {
+    pub fn new(start: VhostQueue) -> VhostInput {
+        let VhostQueue { queue, kick, call, enabled, header_len, .. } = start;
+        let mut ring = Vring { queue, call: call.map(File::from), header_len, enabled };
+        ring.queue.disable_notifications();
+        VhostInput { ring, kick }
+    }
+
+    pub fn queue(&mut self) -> &mut DeviceQueue {
+        &mut self.ring.queue
+    }
+
+    pub fn set_call(&mut self, call: Option<OwnedFd>) {
+        self.ring.call = call.map(File::from);
+    }
+
+    pub fn set_enabled(&mut self, enabled: bool) {
+        self.ring.enabled = enabled;
+    }
+
+    /// Frames of a disabled queue are to be taken and discarded.
+    pub fn is_enabled(&self) -> bool {
+        self.ring.enabled
+    }
+
+    pub fn header_len(&self) -> u32 {
+        self.ring.header_len
+    }
+
+    /// Appends up to `max` transmitted frames to the batch. The error says what the driver did wrong.
+    #[inline(always)]
+    pub fn receive(&mut self, batch: &mut Batch, max: usize) -> Result<usize, String> {
+        let count = self.ring.queue.peek(batch, max).map_err(|error| error.to_string())?;
+        for chain in &batch.chains {
+            if chain.writable != 0 || chain.readable == 0 {
+                return Err(wrong_direction(chain, "transmit", "device-writable"));
+            }
+            let start = batch.spans[chain.first as usize].as_ptr();
+            access::prefetch_read(start);
+            access::prefetch_read(start.wrapping_add(64));
+        }
+        Ok(count)
+    }
+
+    /// Gives the first frames of the batch back to the driver. Returns whether it was notified.
+    #[inline(always)]
+    pub fn release(&mut self, chains: &[Chain]) -> bool {
+        self.ring.queue.consume(chains);
+        self.ring.queue.complete_all(chains);
+        self.ring.publish()
+    }
+
+    /// Asks for notifications. Returns whether there are frames already, or nothing to be notified by.
+    pub fn arm(&mut self) -> bool {
+        if self.kick.is_none() {
+            return true;
+        }
+        let pending = self.ring.queue.enable_notifications();
+        if pending {
+            self.disarm();
+        }
+        pending
+    }
+
+    /// Asks for no notifications: the queue is polled again.
+    pub fn disarm(&mut self) {
+        self.ring.queue.disable_notifications();
+    }
+}
+
+/// We transmit, the guest receives.
+#[derive(Debug)]
+pub(crate) struct VhostOutput {
+    ring: Vring,
+    mergeable: bool,
+    /// Buffers peeked at, of which those before `next` are used up and those before `consumed` are taken from the ring.
+    ready: Batch,
+    next: usize,
+    consumed: usize,
+    /// What the driver did wrong; reported once.
+    broken: Option<String>,
+    /// Kept so that the eventfd stays open as long as the queue runs.
+    _kick: Option<OwnedFd>,
+}
+
+/// How many buffers are looked at in one go.
+const LOOK_AHEAD: usize = 64;
+
+impl VhostOutput {
+    pub fn new(start: VhostQueue) -> VhostOutput {
+        let VhostQueue { queue, kick, call, enabled, header_len, mergeable } = start;
+        let mut ring = Vring { queue, call: call.map(File::from), header_len, enabled };
+        // We look for buffers when there is a frame to deliver, so nobody needs to tell us about new ones.
+        ring.queue.disable_notifications();
+        let ready = Batch::with_capacity(LOOK_AHEAD);
+        VhostOutput { ring, mergeable, ready, next: 0, consumed: 0, broken: None, _kick: kick }
+    }
+
+    /// The ring, with no buffer held back from it.
+    pub fn queue(&mut self) -> &mut DeviceQueue {
+        self.give_back();
+        &mut self.ring.queue
+    }
+
+    pub fn set_call(&mut self, call: Option<OwnedFd>) {
+        self.ring.call = call.map(File::from);
+    }
+
+    pub fn set_enabled(&mut self, enabled: bool) {
+        self.ring.enabled = enabled;
+    }
+
+    /// Whether frames may be delivered.
+    pub fn is_enabled(&self) -> bool {
+        self.ring.enabled && self.broken.is_none()
+    }
+
+    /// What the driver did wrong, the first time one asks.
+    pub fn take_error(&mut self) -> Option<String> {
+        self.broken.as_mut().filter(|error| !error.is_empty()).map(std::mem::take)
+    }
+
+    /// Forgets the buffers that were only looked at.
+    fn give_back(&mut self) {
+        self.take_used();
+        self.ready.clear();
+        (self.next, self.consumed) = (0, 0);
+    }
+
+    #[inline(always)]
+    fn take_used(&mut self) {
+        self.ring.queue.consume(&self.ready.chains[self.consumed..self.next]);
+        self.consumed = self.next;
+    }
+
+    /// Looks at buffers until at least `wanted` are ready or there are no more.
+    fn look(&mut self, wanted: usize) {
+        if self.ready.chains.len() - self.next >= wanted || self.broken.is_some() {
+            return;
+        }
+        self.give_back();
+        let looked = self.ring.queue.peek(&mut self.ready, wanted.max(LOOK_AHEAD));
+        let error = match looked {
+            Ok(_) => self
+                .ready
+                .chains
+                .iter()
+                .find(|chain| chain.readable != 0 || chain.writable_len < self.ring.header_len)
+                .map(|chain| wrong_direction(chain, "receive", "no or too small device-writable")),
+            Err(error) => Some(error.to_string()),
+        };
+        if error.is_some() {
+            self.broken = error;
+            self.ready.clear();
+        }
+    }
+
+    /// A frame whose header or body is spread over several spans or buffers.
+    #[inline(never)]
+    fn put_scattered(&mut self, frame: &Outgoing) -> Put {
+        let need = self.ring.header_len as usize + frame.len as usize;
+        let mut buffers = 0;
+        let mut room = 0;
+        while room < need {
+            if self.next + buffers >= self.ready.chains.len() {
+                let before = self.ready.chains.len() - self.next;
+                self.look(before + 1);
+                if self.ready.chains.len() - self.next <= before {
+                    return if before >= self.ring.queue.size() as usize { Put::TooBig } else { Put::Full };
+                }
+            }
+            room += self.ready.chains[self.next + buffers].writable_len as usize;
+            buffers += 1;
+            if !self.mergeable && room < need {
+                return Put::TooBig;
+            }
+        }
+        let mut header = NetHeader::from_words(frame.net, u32::from(frame.csum_offset));
+        header.num_buffers = buffers as u16;
+        let header = &header.encode()[..self.ring.header_len as usize];
+        let taken = self.next..self.next + buffers;
+        let mut scatter = Scatter::new(&self.ready, taken.clone());
+        scatter.write(header);
+        scatter.write(&frame.prefix_bytes()[..frame.prefix_len as usize]);
+        for span in frame.rest() {
+            scatter.copy(span);
+        }
+        let mut left = need as u32;
+        for index in taken {
+            let chain = self.ready.chains[index];
+            let written = left.min(chain.writable_len);
+            self.ring.queue.complete(&chain, written);
+            left -= written;
+        }
+        self.next += buffers;
+        Put::Done
+    }
+}
+
+impl Sink for VhostOutput {
+    #[inline(always)]
+    fn reserve(&mut self, frames: usize) {
+        self.look(frames);
+        for chain in self.ready.chains.iter().skip(self.next).take(frames) {
+            let start = self.ready.spans[chain.first as usize].as_ptr();
+            access::prefetch_write(start);
+            access::prefetch_write(start.wrapping_add(64));
+        }
+    }
+
+    #[inline(always)]
+    fn put(&mut self, frame: &Outgoing) -> Put {
+        let header_len = self.ring.header_len;
+        let written = header_len + frame.len;
+        if let (Some(chain), [body]) = (self.ready.chains.get(self.next), frame.body)
+            && chain.writable == 1
+            && chain.writable_len >= written
+            && frame.prefix_len == 16
+            && header_len == NetHeader::LEN as u32
+        {
+            let chain = *chain;
+            let target = self.ready.spans[chain.first as usize].as_ptr();
+            let body = body.skip(16);
+            // SAFETY: the buffer has room for header and frame, the body for what follows the prefix; both memories are
+            // alive: this queue holds the one, the batch's owner the other. They may be the same guest's, but a guest
+            // that lends us one buffer twice corrupts only its own frames.
+            unsafe {
+                access::store_u64_unaligned(target, frame.net);
+                access::store_u32_unaligned(target.add(8), u32::from(frame.csum_offset) | 1 << 16);
+                access::store_u64_unaligned(target.add(12), frame.prefix[0]);
+                access::store_u64_unaligned(target.add(20), frame.prefix[1]);
+                access::copy(target.add(28), body.as_ptr(), frame.len as usize - 16);
+            }
+            self.ring.queue.complete(&chain, written);
+            self.next += 1;
+            return Put::Done;
+        }
+        if self.broken.is_some() { Put::Full } else { self.put_scattered(frame) }
+    }
+
+    #[inline(always)]
+    fn flush(&mut self) -> bool {
+        self.take_used();
+        self.ring.publish()
+    }
+}
+
+/// Writes one run of bytes after another into the writable spans of several chains.
+struct Scatter<'a> {
+    batch: &'a Batch,
+    chains: std::ops::Range<usize>,
+    spans: &'a [Span],
+    offset: u32,
+}
+
+impl<'a> Scatter<'a> {
+    fn new(batch: &'a Batch, chains: std::ops::Range<usize>) -> Scatter<'a> {
+        Scatter { batch, chains, spans: &[], offset: 0 }
+    }
+
+    /// The room at the current place; there is some, because the caller has counted.
+    fn room(&mut self) -> Span {
+        loop {
+            match self.spans.split_first() {
+                Some((span, _)) if self.offset < span.len() => return span.skip(self.offset),
+                Some((_, rest)) => (self.spans, self.offset) = (rest, 0),
+                None => {
+                    let chain = self.chains.next().expect("the caller has counted enough room");
+                    (self.spans, self.offset) = (self.batch.writable(&self.batch.chains[chain]), 0);
+                }
+            }
+        }
+    }
+
+    fn write(&mut self, mut bytes: &[u8]) {
+        while !bytes.is_empty() {
+            let room = self.room();
+            let (now, later) = bytes.split_at(bytes.len().min(room.len() as usize));
+            // SAFETY: the queue whose buffers these are holds their memory.
+            unsafe { room.write(0, now) };
+            self.offset += now.len() as u32;
+            bytes = later;
+        }
+    }
+
+    fn copy(&mut self, mut from: Span) {
+        while !from.is_empty() {
+            let room = self.room();
+            let len = from.len().min(room.len());
+            // SAFETY: the queue whose buffers these are holds their memory, the batch's owner that of the frame.
+            unsafe { access::copy(room.as_ptr(), from.as_ptr(), len as usize) };
+            self.offset += len;
+            from = from.skip(len);
+        }
+    }
+}
+
+#[cold]
+fn wrong_direction(chain: &Chain, queue: &str, found: &str) -> String {
+    format!(
+        "buffer {} of a {queue} queue has {found} parts ({} readable, {} writable spans, {} writable bytes): a transmit buffer is \
+         only read and a receive buffer only written, and has room for the header (virtio 1.2, 5.1.6.2 and 5.1.6.3)",
+        chain.id, chain.readable, chain.writable, chain.writable_len
+    )
+}
