@@ -78,7 +78,7 @@ pub const DROP_REASONS: usize = DropReason::ALL.len();
 #[derive(Debug, Default)]
 #[repr(align(128))]
 pub struct QueueCounters {
-    /// Frames carried on.
+    /// Well-formed frames that were taken from the queue, or frames that were put into it.
     pub frames: Counter,
     /// Their bytes, without virtio-net headers.
     pub bytes: Counter,

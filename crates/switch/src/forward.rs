@@ -99,11 +99,17 @@ impl Forwarder {
         let Some(port) = fabric.port(source.port) else { return Progress::Idle };
         let Some(slot) = port.inputs.get(usize::from(source.queue)) else { return Progress::Idle };
         let state = &mut *slot.state.lock();
+        if state.broken {
+            return Progress::Idle;
+        }
         self.batch.clear();
         let count = match state.input.receive(&mut self.batch, BATCH) {
             Ok(0) => return Progress::Idle,
             Ok(count) => count,
-            Err(error) => return Progress::Broken(error),
+            Err(error) => {
+                state.broken = true;
+                return Progress::Broken(error);
+            }
         };
         if !state.input.is_enabled() {
             slot.counters.drop_frames(DropReason::QueueDisabled, count as u64);

@@ -177,6 +177,35 @@ impl Frame {
         self.net & 0xff00 != 0
     }
 
+    /// A hash of the flow: addresses of Ethernet and IP, and ports. Spreads flows over a receiver's queues.
+    pub fn flow_hash(&self, spans: &[Span]) -> u32 {
+        let mut hash = self.head[0] ^ (self.head[1] & 0xffff_ffff).rotate_left(32);
+        let start = if self.tagged { ETHERNET_HEADER + TAG } else { ETHERNET_HEADER };
+        let span = spans[self.first as usize];
+        // Behind a tag the ethertype is not in the head: the version says it. IPv4 without options has its ports behind
+        // the addresses, IPv6 without extensions too; other protocols spread by their Ethernet addresses.
+        let version = if start < span.len() {
+            // SAFETY: within the span, whose memory is alive while the batch is forwarded.
+            unsafe { span.as_ptr().add(start as usize).read_volatile() }
+        } else {
+            0
+        };
+        let (from, words) = match version {
+            0x45 => (start + 12, 3),
+            0x60..=0x6f => (start + 8, 9),
+            _ => (0, 0),
+        };
+        if from + 4 * words <= span.len() {
+            for word in 0..words {
+                // SAFETY: within the span, whose memory is alive while the batch is forwarded. A guest that changes
+                // these bytes meanwhile only chooses another queue for its own frame.
+                let value = unsafe { access::load_u32_unaligned(span.as_ptr().add((from + 4 * word) as usize)) };
+                hash = (hash.rotate_left(23) ^ u64::from(value)).wrapping_mul(0x9e37_79b9_7f4a_7c15);
+            }
+        }
+        (hash.wrapping_mul(0x9e37_79b9_7f4a_7c15) >> 32) as u32
+    }
+
     /// The header, decoded; `num_buffers` is 0.
     pub fn net_header(&self) -> NetHeader {
         NetHeader::from_words(self.net, u32::from(self.csum_offset))

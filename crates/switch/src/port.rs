@@ -115,6 +115,8 @@ pub(crate) struct InputState {
     pub done: u64,
     /// The route of the last frame: probably that of the next.
     pub last_route: u32,
+    /// The driver broke its ring, or its memory is gone: not to be touched again before it is restarted.
+    pub broken: bool,
 }
 
 /// As above, with what can be read without the lock.

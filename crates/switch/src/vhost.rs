@@ -5,7 +5,7 @@ use std::fs::File;
 use std::io::Write;
 use std::os::fd::OwnedFd;
 
-use viaduct_memory::{Span, access};
+use viaduct_memory::{GuestMemory, Span, access};
 use viaduct_ring::{Batch, Chain, DeviceQueue};
 
 use crate::frame::Outgoing;
@@ -70,6 +70,10 @@ impl VhostInput {
 
     pub fn queue(&mut self) -> &mut DeviceQueue {
         &mut self.ring.queue
+    }
+
+    pub fn memory(&self) -> &GuestMemory {
+        self.ring.queue.memory()
     }
 
     pub fn set_call(&mut self, call: Option<OwnedFd>) {
@@ -177,9 +181,18 @@ impl VhostOutput {
         self.ring.enabled && self.broken.is_none()
     }
 
+    /// Delivers nothing more, for this reason.
+    pub fn break_with(&mut self, error: &str) {
+        self.broken.get_or_insert_with(|| error.to_owned());
+    }
+
     /// What the driver did wrong, the first time one asks.
     pub fn take_error(&mut self) -> Option<String> {
         self.broken.as_mut().filter(|error| !error.is_empty()).map(std::mem::take)
+    }
+
+    pub fn memory(&self) -> &GuestMemory {
+        self.ring.queue.memory()
     }
 
     /// Forgets the buffers that were only looked at.
