@@ -20,14 +20,14 @@
 use std::time::Duration;
 
 use viaduct_memory::Span;
-use viaduct_ring::Batch;
+use viaduct_ring::{Batch, Chain};
 
 use crate::clock;
 use crate::counters::{DropReason, QueueCounters};
 use crate::fabric::{Fabric, SourceId};
 use crate::frame::Frame;
 use crate::mac_table::MacKey;
-use crate::port::{InputState, Output, OutputQueue, Port};
+use crate::port::{Input, InputState, Output, OutputQueue, Port};
 use crate::sink::{Put, Sink};
 use crate::software_offload::SoftwareOffload;
 
@@ -43,7 +43,7 @@ const FLOOD: u32 = u32::MAX;
 const NOWHERE: u32 = u32::MAX - 1;
 
 /// What a round over one source came to.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) enum Progress {
     /// Nothing there.
     Idle,
@@ -102,6 +102,10 @@ impl Forwarder {
         if state.broken {
             return Progress::Idle;
         }
+        if let Input::Replay(replay) = &mut state.input {
+            // A recording begins when there is someone to hear it.
+            replay.started |= fabric.all().any(|other| other.number != port.number && !other.live.is_empty());
+        }
         self.batch.clear();
         let count = match state.input.receive(&mut self.batch, BATCH) {
             Ok(0) => return Progress::Idle,
@@ -134,6 +138,18 @@ impl Forwarder {
         Progress::Moved(finished)
     }
 
+    /// Sends a frame of our own, virtio-net header first, as if `port` had received it.
+    pub fn announce(&mut self, fabric: &Fabric, port: &Port, frame: &mut [u8]) {
+        let Some(span) = span_of(frame) else { return };
+        self.batch.clear();
+        self.batch.spans.push(span);
+        self.batch.chains.push(Chain { readable: 1, readable_len: span.len(), ..Chain::default() });
+        let (state, counters) = (&mut InputState::default(), &port.inputs[0].counters);
+        let pending = self.parse(fabric, port, state, counters, 1);
+        self.route(fabric, port, pending, counters, state);
+        self.deliver(fabric, port, pending);
+    }
+
     /// Fetches the buffers of the receiver that had the last frame.
     #[inline(always)]
     fn warm_up(&mut self, fabric: &Fabric, route: u32, count: usize) {
@@ -163,8 +179,9 @@ impl Forwarder {
                 continue;
             }
             let chain = self.batch.chains[index];
-            let parsed = Frame::parse(&mut self.batch, &chain, header_len, trusted_flags)
-                .and_then(|mut frame| if port.vlan.admit(&mut frame) { Ok(frame) } else { Err(DropReason::VlanDenied) });
+            let parsed = Frame::parse(&mut self.batch, &chain, header_len, trusted_flags).and_then(|mut frame| {
+                if port.vlan.admit(&mut frame) { Ok(frame) } else { Err(DropReason::VlanDenied) }
+            });
             match parsed {
                 Ok(frame) => {
                     let keys =
@@ -192,14 +209,7 @@ impl Forwarder {
 
     /// Learns sources and decides where each frame goes.
     #[inline(always)]
-    fn route(
-        &mut self,
-        fabric: &Fabric,
-        port: &Port,
-        pending: u64,
-        counters: &QueueCounters,
-        state: &mut InputState,
-    ) {
+    fn route(&mut self, fabric: &Fabric, port: &Port, pending: u64, counters: &QueueCounters, state: &mut InputState) {
         for index in bits(pending) {
             let frame = &self.frames[index];
             let (source, destination) = self.keys[index];

@@ -1,6 +1,33 @@
-//! The packet switch.
+//! The packet switch: ports, pollers, forwarding, counters.
+//!
+//! [`Switch`] is the control side. Its pollers carry frames between [ports](port) by the [way of a packet](forward);
+//! the parts of that way each have their file: [`frame`] and [`net_header`], [`mac_table`], [`vlan`], the kinds of port
+//! ([`vhost`], [`tap`], [`pcap`]) and [`offload`].
 
+mod capture;
 pub mod clock;
 pub mod counters;
+mod event;
+mod fabric;
+mod forward;
+mod frame;
+mod frame_pool;
 pub mod mac_table;
 pub mod net_header;
+mod pcap;
+mod poller;
+mod port;
+mod sink;
+mod software_offload;
+mod switch;
+mod tap;
+mod vhost;
+mod vlan;
+
+pub use capture::{Capture, CapturedFrame};
+pub use event::Event;
+pub use frame::Offloads;
+pub use poller::Polling;
+pub use switch::{PollerStats, PortConfig, PortStats, QueueStats, Switch, SwitchError};
+pub use vhost::VhostQueue;
+pub use vlan::VlanMode;

@@ -5,7 +5,7 @@ use std::io::{BufReader, BufWriter, Write};
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
-use pcap_file::pcap::{PcapHeader, PcapPacket, PcapReader, PcapWriter};
+use pcap_file::pcap::{PcapHeader, PcapReader};
 use pcap_file::pcapng::blocks::interface_description::InterfaceDescriptionOption;
 use pcap_file::pcapng::{Block, PcapNgReader};
 use pcap_file::{DataLink, TsResolution};
@@ -46,7 +46,10 @@ impl Reader {
         }
         let reader = PcapReader::new(BufReader::new(file)).map_err(|error| describe(&error))?;
         if reader.header().datalink != DataLink::ETHERNET {
-            return Err(format!("captured on {:?}, but only Ethernet frames can be replayed", reader.header().datalink));
+            return Err(format!(
+                "captured on {:?}, but only Ethernet frames can be replayed",
+                reader.header().datalink
+            ));
         }
         Ok(Reader::Pcap(reader))
     }
@@ -55,12 +58,9 @@ impl Reader {
     fn next(&mut self) -> Option<Result<(Duration, Vec<u8>), String>> {
         let describe = |error: pcap_file::PcapError| format!("the capture file is damaged: {error}");
         match self {
-            Reader::Pcap(reader) => Some(
-                reader
-                    .next_packet()?
-                    .map(|packet| (packet.timestamp, packet.data.into_owned()))
-                    .map_err(describe),
-            ),
+            Reader::Pcap(reader) => {
+                Some(reader.next_packet()?.map(|packet| (packet.timestamp, packet.data.into_owned())).map_err(describe))
+            }
             Reader::PcapNg(reader) => loop {
                 match reader.next_block()? {
                     Ok(Block::EnhancedPacket(packet)) => {
@@ -122,7 +122,7 @@ impl Script {
 
     /// Puts the next frame into `slot` if it is due. Returns its length with the header.
     fn read(&mut self, slot: &mut [u8]) -> Result<Option<usize>, String> {
-        if !self.due()?.is_some_and(|due| due <= Instant::now()) {
+        if self.due()?.is_none_or(|due| due > Instant::now()) {
             return Ok(None);
         }
         let Some((_, frame)) = self.next.take() else { return Ok(None) };
@@ -139,6 +139,8 @@ pub(crate) struct PcapInput {
     script: Script,
     pool: FramePool,
     timer: OwnedFd,
+    /// Nothing is sent before this is set.
+    pub started: bool,
 }
 
 impl PcapInput {
@@ -153,11 +155,14 @@ impl PcapInput {
         // SAFETY: just created, owned by nobody else.
         let timer = unsafe { OwnedFd::from_raw_fd(timer) };
         let script = Script { reader, began: None, next: None, ended: false };
-        Ok(PcapInput { script, pool: FramePool::new(), timer })
+        Ok(PcapInput { script, pool: FramePool::new(), timer, started: false })
     }
 
     pub fn receive(&mut self, batch: &mut Batch, max: usize) -> Result<usize, String> {
-        let PcapInput { script, pool, .. } = self;
+        let PcapInput { script, pool, started, .. } = self;
+        if !*started {
+            return Ok(0);
+        }
         pool.receive(batch, max, |slot| script.read(slot))
     }
 
@@ -171,6 +176,9 @@ impl PcapInput {
 
     /// Sets the timer for the next frame. Returns whether one is due already.
     pub fn arm(&mut self) -> bool {
+        if !self.started {
+            return false;
+        }
         let Ok(Some(due)) = self.script.due() else { return false };
         let wait = due.saturating_duration_since(Instant::now());
         if wait.is_zero() {
@@ -187,24 +195,21 @@ impl PcapInput {
 }
 
 /// Records what is sent to the port, with nanoseconds.
+#[derive(Debug)]
 pub(crate) struct PcapOutput {
-    writer: PcapWriter<BufWriter<File>>,
+    file: BufWriter<File>,
     buffer: Vec<u8>,
-}
-
-impl std::fmt::Debug for PcapOutput {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("PcapOutput").finish_non_exhaustive()
-    }
 }
 
 impl PcapOutput {
     /// Starts a capture file in `file`.
     pub fn create(file: File) -> Result<PcapOutput, String> {
-        let header = PcapHeader { ts_resolution: TsResolution::NanoSecond, snaplen: SLOT_SIZE as u32, ..PcapHeader::default() };
-        let writer = PcapWriter::with_header(BufWriter::with_capacity(1 << 16, file), header)
+        let mut file = BufWriter::with_capacity(1 << 16, file);
+        let resolution = TsResolution::NanoSecond;
+        PcapHeader { ts_resolution: resolution, snaplen: SLOT_SIZE as u32, ..PcapHeader::default() }
+            .write_to(&mut file)
             .map_err(|error| format!("the capture file cannot be written: {error}"))?;
-        Ok(PcapOutput { writer, buffer: Vec::new() })
+        Ok(PcapOutput { file, buffer: Vec::new() })
     }
 }
 
@@ -213,16 +218,18 @@ impl Sink for PcapOutput {
 
     fn put(&mut self, frame: &Outgoing) -> Put {
         self.buffer.clear();
-        frame.append_to(&mut self.buffer);
         let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
-        match self.writer.write_packet(&PcapPacket::new(now, self.buffer.len() as u32, &self.buffer)) {
-            Ok(_) => Put::Done,
-            Err(_) => Put::Failed,
+        // The record header (pcap file format, "Packet Record"), in the byte order of the file header, which is big-endian.
+        for field in [now.as_secs() as u32, now.subsec_nanos(), frame.len, frame.len] {
+            self.buffer.extend_from_slice(&field.to_be_bytes());
         }
+        frame.append_to(&mut self.buffer);
+        if self.file.write_all(&self.buffer).is_ok() { Put::Done } else { Put::Failed }
     }
 
     fn flush(&mut self) -> bool {
-        let _ = self.writer.get_mut().flush();
+        // A failure shows with the next frame.
+        let _ = self.file.flush();
         false
     }
 }

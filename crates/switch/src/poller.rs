@@ -58,7 +58,10 @@ impl PollerLink {
     pub fn new() -> std::io::Result<PollerLink> {
         // SAFETY: both calls create descriptors that are taken over at once.
         let (epoll, wake) = unsafe {
-            (owned(libc::epoll_create1(libc::EPOLL_CLOEXEC))?, owned(libc::eventfd(0, libc::EFD_CLOEXEC | libc::EFD_NONBLOCK))?)
+            (
+                owned(libc::epoll_create1(libc::EPOLL_CLOEXEC))?,
+                owned(libc::eventfd(0, libc::EFD_CLOEXEC | libc::EFD_NONBLOCK))?,
+            )
         };
         let link = PollerLink { epoll, wake, counters: PollerCounters::default() };
         link.watch(&link.wake, WAKE)?;
@@ -89,8 +92,7 @@ impl PollerLink {
 
     fn wait(&self, reports: &mut [libc::epoll_event; REPORTS], timeout: i32) -> usize {
         // SAFETY: the array has room for as many events as said.
-        let count =
-            unsafe { libc::epoll_wait(self.epoll.as_raw_fd(), reports.as_mut_ptr(), REPORTS as i32, timeout) };
+        let count = unsafe { libc::epoll_wait(self.epoll.as_raw_fd(), reports.as_mut_ptr(), REPORTS as i32, timeout) };
         // Interrupted: nothing to report.
         usize::try_from(count).unwrap_or(0)
     }

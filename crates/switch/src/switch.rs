@@ -1,6 +1,6 @@
 //! The control side of the switch: what may be asked of it while frames flow.
 
-use std::os::fd::{AsFd, AsRawFd, OwnedFd};
+use std::os::fd::{AsFd, OwnedFd};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 use std::thread::JoinHandle;
@@ -194,7 +194,10 @@ impl Switch {
             let thread = std::thread::Builder::new().name(format!("poller{index}")).spawn(body).map_err(failed)?;
             switch.threads.push(thread);
             if let Ok(Err(error)) = told.recv() {
-                return Err(SwitchError::System("a poller cannot be pinned to its CPU; is it online and allowed?", error));
+                return Err(SwitchError::System(
+                    "a poller cannot be pinned to its CPU; is it online and allowed?",
+                    error,
+                ));
             }
         }
         Ok(switch)
@@ -227,7 +230,8 @@ impl Switch {
     /// Removes a port: its queues stop and its stations are forgotten.
     pub fn remove_port(&self, number: u16) -> Result<(), SwitchError> {
         let mut fabric = self.fabric.write();
-        let port = fabric.ports.get_mut(usize::from(number)).and_then(Option::take).ok_or(SwitchError::NoPort(number))?;
+        let port =
+            fabric.ports.get_mut(usize::from(number)).and_then(Option::take).ok_or(SwitchError::NoPort(number))?;
         for (queue, slot) in port.inputs.iter().enumerate() {
             self.forget_source(&mut fabric, SourceId { port: number, queue: queue as u16 }, slot);
         }
@@ -259,7 +263,8 @@ impl Switch {
         let pair = usize::from(index / 2);
         let mut fabric = self.fabric.write();
         check_queue(&mut fabric, number, index)?;
-        if index % 2 == 0 {
+        if is_receive(index) {
+            self.rouse(&mut fabric);
             return self.with_port_of(&mut fabric, number, |port| {
                 port.outputs[pair].state.lock().output = Output::Vhost(Box::new(VhostOutput::new(queue)));
                 find_live(port);
@@ -277,7 +282,7 @@ impl Switch {
         // Dropped after the guard, so that unmapping does not hold up the pollers.
         let (stopped_output, stopped_input);
         let mut base = None;
-        if index % 2 == 0 {
+        if is_receive(index) {
             stopped_output = self.with_port_of(&mut fabric, number, |port| {
                 let state = std::mem::take(&mut *port.outputs[pair].state.lock());
                 find_live(port);
@@ -302,8 +307,9 @@ impl Switch {
 
     /// Enables or disables a started queue (vhost-user, SET_VRING_ENABLE).
     pub fn enable_queue(&self, number: u16, index: u16, enabled: bool) -> Result<(), SwitchError> {
+        self.rouse(&mut self.fabric.write());
         self.with_queue(number, index, |port, pair| {
-            if index % 2 == 0 {
+            if is_receive(index) {
                 if let Output::Vhost(output) = &mut port.outputs[pair].state.lock().output {
                     output.set_enabled(enabled);
                 }
@@ -317,7 +323,7 @@ impl Switch {
     /// Replaces the eventfd by which a started queue notifies its driver (vhost-user, SET_VRING_CALL).
     pub fn set_call(&self, number: u16, index: u16, call: Option<OwnedFd>) -> Result<(), SwitchError> {
         self.with_queue(number, index, |port, pair| {
-            if index % 2 == 0 {
+            if is_receive(index) {
                 if let Output::Vhost(output) = &mut port.outputs[pair].state.lock().output {
                     output.set_call(call);
                 }
@@ -470,7 +476,9 @@ impl Switch {
         self.forget_source(fabric, source, &port.inputs[pair]);
         let poller = (0..fabric.sources.len()).min_by_key(|&poller| fabric.sources[poller].len()).unwrap_or(0);
         let watched = match &input {
-            Input::Vhost(vhost) => vhost.kick.as_ref().map_or(Ok(()), |kick| self.links[poller].watch(kick, source.token())),
+            Input::Vhost(vhost) => {
+                vhost.kick.as_ref().map_or(Ok(()), |kick| self.links[poller].watch(kick, source.token()))
+            }
             Input::Tap(tap) => self.links[poller].watch(&tap.poll_fd().as_fd(), source.token()),
             Input::Replay(replay) => self.links[poller].watch(&replay.poll_fd().as_fd(), source.token()),
             Input::Stopped => Ok(()),
@@ -483,7 +491,17 @@ impl Switch {
         }
         fabric.ports[usize::from(number)] = Some(port);
         self.links[poller].wake();
-        watched.map_err(|error| SwitchError::System("the kick descriptor cannot be waited on; it should be an eventfd", error))
+        watched.map_err(|error| {
+            SwitchError::System("the kick descriptor cannot be waited on; it should be an eventfd", error)
+        })
+    }
+
+    /// Lets all pollers look at all their inputs again: a receiver has come or gone.
+    fn rouse(&self, fabric: &mut Fabric) {
+        fabric.generation += 1;
+        for link in &self.links {
+            link.wake();
+        }
     }
 
     fn forget_source(&self, fabric: &mut Fabric, source: SourceId, slot: &InputQueue) {
@@ -547,4 +565,9 @@ fn pin(cpu: usize) -> std::io::Result<()> {
         libc::sched_setaffinity(0, size_of::<libc::cpu_set_t>(), &set)
     };
     if result == 0 { Ok(()) } else { Err(std::io::Error::last_os_error()) }
+}
+
+/// Whether a virtqueue is one in which the driver receives (virtio 1.2, 5.1.2).
+fn is_receive(index: u16) -> bool {
+    index.is_multiple_of(2)
 }

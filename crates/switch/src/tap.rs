@@ -67,14 +67,16 @@ impl Sink for TapOutput {
     fn put(&mut self, frame: &Outgoing) -> Put {
         let header = NetHeader::from_words(frame.net, u32::from(frame.csum_offset)).encode();
         let prefix = frame.prefix_bytes();
-        let mut parts: Vec<libc::iovec> =
-            [IoSlice::new(&header), IoSlice::new(&prefix[..frame.prefix_len as usize])].map(|part| as_iovec(&part)).into();
+        let mut parts: Vec<libc::iovec> = [IoSlice::new(&header), IoSlice::new(&prefix[..frame.prefix_len as usize])]
+            .map(|part| as_iovec(&part))
+            .into();
         parts.extend(
             frame.rest().map(|span| libc::iovec { iov_base: span.as_ptr().cast(), iov_len: span.len() as usize }),
         );
         // SAFETY: header and prefix are locals; the spans' memory is alive while the batch is forwarded, and if a guest
         // has truncated it the kernel answers EFAULT.
-        let written = unsafe { libc::writev(self.tap.as_raw_fd(), parts.as_ptr(), parts.len().min(1024) as libc::c_int) };
+        let written =
+            unsafe { libc::writev(self.tap.as_raw_fd(), parts.as_ptr(), parts.len().min(1024) as libc::c_int) };
         if written >= 0 {
             return Put::Done;
         }

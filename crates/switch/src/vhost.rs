@@ -241,7 +241,7 @@ impl VhostOutput {
                 let before = self.ready.chains.len() - self.next;
                 self.look(before + 1);
                 if self.ready.chains.len() - self.next <= before {
-                    return if before >= self.ring.queue.size() as usize { Put::TooBig } else { Put::Full };
+                    return if before >= self.ring.queue.config().size as usize { Put::TooBig } else { Put::Full };
                 }
             }
             room += self.ready.chains[self.next + buffers].writable_len as usize;
