@@ -4,18 +4,29 @@
 back-end. ``docs/vhost-user.md`` says how the protocol is carried out and ``docs/devices.md`` how to write a device.
 """
 
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
 from viaduct.vhost_user.backend import Backend, serve
 from viaduct.vhost_user.device import Device, Inflight, Peer, Vring
 from viaduct.vhost_user.errors import FrontEndError, RequestError, SocketPathError, StreamError, VhostUserError
 from viaduct.vhost_user.protocol import ProtocolFeature
 
+if TYPE_CHECKING:
+    from viaduct.vhost_user.frontend import FrontEnd, Queue
+    from viaduct.vhost_user.queue_device import QueueDevice
+
 __all__ = [
     "Backend",
     "Device",
+    "FrontEnd",
     "FrontEndError",
     "Inflight",
     "Peer",
     "ProtocolFeature",
+    "Queue",
+    "QueueDevice",
     "RequestError",
     "SocketPathError",
     "StreamError",
@@ -23,3 +34,14 @@ __all__ = [
     "Vring",
     "serve",
 ]
+
+# A switch that only serves guests does not pay for the front-end at its start.
+_ON_DEMAND = {"FrontEnd": "frontend", "Queue": "frontend", "QueueDevice": "queue_device"}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _ON_DEMAND:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    from importlib import import_module
+
+    return getattr(import_module(f"{__name__}.{_ON_DEMAND[name]}"), name)

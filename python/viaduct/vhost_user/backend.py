@@ -154,7 +154,7 @@ class Backend:
         """Cuts the front-end off, for example because its memory faulted. It may connect again."""
         if self._session is not None:
             log.error("%s: %s; connection closed", self._session.who, reason)
-            self._session.channel.sock.shutdown(socket.SHUT_RDWR)
+            self._session.cut(reason)
 
     def config_changed(self) -> bool:
         """Tells the driver that the configuration space has changed (BACKEND_CONFIG_CHANGE_MSG).

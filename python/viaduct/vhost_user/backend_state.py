@@ -126,6 +126,14 @@ class BackendState:
             raise RequestError(f"ring {index}", f"0 to {len(self.rings) - 1}", 'vhost-user, "Multiple queue support"')
         return self.rings[index]
 
+    def stopped_by(self, request: Request, payload: Any) -> list[int]:
+        """The started rings that the request is about to stop."""
+        if request.name == "RESET_DEVICE":
+            return [ring.index for ring in self.rings if ring.started]
+        if request.name in ("GET_VRING_BASE", "SET_VRING_KICK") and self.ring(payload.vring).started:
+            return [payload.vring]
+        return []
+
     # Negotiation.
 
     def get_features(self, payload: p.Empty, fds: Descriptors) -> Answer:

@@ -123,6 +123,10 @@ class Device:
     def start_queue(self, vring: Vring) -> None:
         """The queue starts, disabled: `enable_queue` follows at once if it is enabled (vhost-user, "Ring states")."""
 
+    async def drain_queue(self, index: int) -> None:
+        """The front-end is about to stop this started queue: take no more requests and finish those in flight. Awaited
+        before `stop_queue` for GET_VRING_BASE and RESET_DEVICE, not when the front-end has gone."""
+
     def stop_queue(self, index: int) -> int:
         """The queue stops. Returns where it stands, as in `Vring.base`; not to be touched after that."""
         return 0

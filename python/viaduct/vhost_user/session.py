@@ -20,6 +20,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import os
+import socket
 from typing import Any
 
 from viaduct.vhost_user import protocol
@@ -45,29 +46,35 @@ class Session:
         self.peer = peer
         self.name = name
         self.state = BackendState(device)
+        self._cut_reason = ""
 
     @property
     def who(self) -> str:
         """How messages about this session begin."""
         return f"port {self.name} ({self.peer})"
 
+    def cut(self, reason: str) -> None:
+        """Ends the session from our side, for `reason`."""
+        self._cut_reason = reason
+        self.channel.sock.shutdown(socket.SHUT_RDWR)
+
     async def run(self) -> str:
         """Serves the front-end. Returns why the session ended; every descriptor is closed and every ring stopped."""
-        reason = "cancelled"
+        reason = "the port was closed"
         try:
             self.device.connected(self.peer)
             while (message := await self.channel.receive()) is not None:
                 with message.fds:
                     await self._serve(message)
                 await asyncio.sleep(0)  # A peer that floods us shares the loop with the others.
-            reason = "the front-end closed the connection"
+            reason = self._cut_reason or "the front-end closed the connection"
         except SessionEnd as end:
             reason = str(end)
         except StreamError as error:
             reason = f"{error}; connection closed"
             self._report(f"{self.who}: {reason}")
         except OSError as error:
-            reason = f"connection lost: {error.strerror or error}"
+            reason = self._cut_reason or f"connection lost: {error.strerror or error}"
         except Exception as error:
             reason = f"{type(error).__name__}: {error}; connection closed"
             log.exception("%s: unexpected error", self.who)
@@ -86,7 +93,7 @@ class Session:
     async def _serve(self, message: Message) -> None:
         request = FRONT_END_REQUESTS.get(message.request)
         try:
-            answer = self._carry_out(request, message)
+            answer = await self._carry_out(request, message)
         except RequestError as error:
             await self._refuse(request, message, str(error))
             return
@@ -109,7 +116,7 @@ class Session:
         elif message.need_reply:
             await self.channel.send(message.request, protocol.REPLY, protocol.ACK)
 
-    def _carry_out(self, request: Request | None, message: Message) -> Answer | None:
+    async def _carry_out(self, request: Request | None, message: Message) -> Answer | None:
         if request is None:
             raise RequestError(
                 f"unknown request number {message.request}",
@@ -124,6 +131,8 @@ class Session:
             raise RequestError(f"{len(message.fds)} file descriptors", allowed, request.section)
         self.state.check_legal(request, payload)
         log.debug("%s: %s %s, %d fds", self.who, request.name, payload, len(message.fds))
+        for index in self.state.stopped_by(request, payload):
+            await self.device.drain_queue(index)
         answer: Answer | None = getattr(self.state, request.handler)(payload, message.fds)
         return answer
 

@@ -1,0 +1,253 @@
+"""Devices that answer requests in Python.
+
+# How it works
+
+A `QueueDevice` runs one `viaduct._core.DeviceQueue` for each started queue. The driver's kick wakes the loop, which
+takes the chains that are available, gives each to `handle` and puts it back; then the driver is notified once if it
+wants to be, and asked for the next kick before the loop sleeps. After asking, it looks once more, because a chain that
+came in between brings no kick (virtio 1.2, 2.7.13.3.1 and 2.8.21.3.1).
+
+`handle` may be ``async def``: then requests run side by side and are completed as they finish, in any order. Before a
+queue stops, no more requests are taken and those in flight finish, so that GET_VRING_BASE tells the truth.
+
+A queue that is started but disabled waits. A driver that breaks its ring, and a `handle` that raises, stop the queue:
+the front-end is told through the error descriptor, and the log says what happened (see `Backend.fail_queue`).
+"""
+
+from __future__ import annotations
+
+import asyncio
+import inspect
+import logging
+from collections.abc import Awaitable
+from typing import TYPE_CHECKING
+
+from viaduct.vhost_user.device import Device, Vring
+from viaduct.vhost_user.event_fd import drain, signal
+from viaduct.virtio.features import DeviceFeature
+
+if TYPE_CHECKING:
+    from viaduct import _core
+
+log = logging.getLogger("viaduct.vhost_user")
+
+BATCH = 64
+"""Chains answered before the loop gets its turn: other ports share it."""
+POLL_INTERVAL = 0.001
+"""Seconds between looks at a queue whose driver does not notify (SET_VRING_KICK without descriptor)."""
+
+
+class Chain:
+    """One request: what the driver gives to read, then the room it gives to write to (virtio 1.2, 2.7.4.2)."""
+
+    __slots__ = ("core", "written")
+
+    def __init__(self, core: _core.Chain) -> None:
+        self.core = core
+        self.written = 0
+        """Bytes written so far; this is what the driver is told."""
+
+    @property
+    def readable_len(self) -> int:
+        """Bytes the driver gives."""
+        return self.core.readable_len
+
+    @property
+    def writable_len(self) -> int:
+        """Bytes of room the driver gives."""
+        return self.core.writable_len
+
+    def read(self) -> bytes:
+        """All bytes the driver gives."""
+        return self.core.read()
+
+    def write(self, data: bytes) -> None:
+        """Appends `data` to what has been written. Raises ValueError if there is no room for it."""
+        if self.written + len(data) > self.core.writable_len:
+            raise ValueError(
+                f"{self.written + len(data)} bytes written to a chain with room for {self.core.writable_len}"
+            )
+        self.core.write(data)
+        self.written += len(data)
+
+
+class QueueDevice(Device):
+    """Base of devices written in Python: set `device_id` (and `queue_count`, `features`) and define `handle`."""
+
+    features: int = int(
+        DeviceFeature.VERSION_1 | DeviceFeature.RING_PACKED | DeviceFeature.INDIRECT_DESC | DeviceFeature.EVENT_IDX
+    )
+
+    def __init__(self) -> None:
+        self._negotiated = 0
+        self._memory: _core.GuestMemory | None = None
+        self._queues: dict[int, _RunningQueue] = {}
+
+    def handle(self, queue: int, chain: Chain) -> Awaitable[None] | None:
+        """Answers one request of queue number `queue`. What it wrote to `chain` goes back to the driver when it returns
+        (or, if it is ``async def``, when it finishes)."""
+        raise NotImplementedError
+
+    def set_features(self, features: int) -> None:
+        self._negotiated = features
+
+    def set_memory(self, memory: _core.GuestMemory) -> None:
+        for queue in self._queues.values():
+            queue.core.set_memory(memory)
+        self._memory = memory
+
+    def start_queue(self, vring: Vring) -> None:
+        from viaduct._core import DeviceQueue
+
+        assert self._memory is not None
+        core = DeviceQueue(
+            self._memory,
+            layout="packed" if self._negotiated & DeviceFeature.RING_PACKED else "split",
+            size=vring.size,
+            descriptor_addr=vring.descriptor_addr,
+            driver_addr=vring.driver_addr,
+            device_addr=vring.device_addr,
+            base=vring.base,
+            event_idx=bool(self._negotiated & DeviceFeature.EVENT_IDX),
+            indirect=bool(self._negotiated & DeviceFeature.INDIRECT_DESC),
+            in_order=bool(self._negotiated & DeviceFeature.IN_ORDER),
+        )
+        self._queues[vring.index] = _RunningQueue(self, vring, core)
+
+    def enable_queue(self, index: int, enabled: bool) -> None:
+        if enabled:
+            self._queues[index].resume()
+        else:
+            self._queues[index].pause()
+
+    async def drain_queue(self, index: int) -> None:
+        if queue := self._queues.get(index):
+            await queue.finish()
+
+    def stop_queue(self, index: int) -> int:
+        queue = self._queues.pop(index)
+        queue.pause()
+        queue.cancel()
+        return queue.core.base
+
+    def set_call(self, index: int, fd: int | None) -> None:
+        self._queues[index].call_fd = fd
+
+    def disconnected(self, reason: str) -> None:
+        self._memory = None
+
+
+class _RunningQueue:
+    """One started queue."""
+
+    def __init__(self, device: QueueDevice, vring: Vring, core: _core.DeviceQueue) -> None:
+        self.device = device
+        self.index = vring.index
+        self.kick_fd = vring.kick_fd
+        self.call_fd = vring.call_fd
+        self.core = core
+        self._loop = asyncio.get_running_loop()
+        self._active = False
+        self._failed = False
+        self._next_look: asyncio.Handle | None = None
+        self._in_flight: set[asyncio.Task[None]] = set()
+
+    def resume(self) -> None:
+        """Begins to take chains; some may have been waiting."""
+        if self._active or self._failed:
+            return
+        self._active = True
+        if self.kick_fd is not None:
+            self._loop.add_reader(self.kick_fd, self._kicked)
+        self._look_soon()
+
+    def pause(self) -> None:
+        """Takes no more chains."""
+        if self._active and self.kick_fd is not None:
+            self._loop.remove_reader(self.kick_fd)
+        if self._next_look is not None:
+            self._next_look.cancel()
+            self._next_look = None
+        self._active = False
+
+    async def finish(self) -> None:
+        """Takes no more chains and waits until those in flight are completed."""
+        self.pause()
+        while self._in_flight:
+            await asyncio.wait(self._in_flight)
+
+    def cancel(self) -> None:
+        """Drops what is in flight: the front-end has gone, and the queue must not be touched any more."""
+        self._failed = True
+        for task in self._in_flight:
+            task.cancel()
+
+    def _kicked(self) -> None:
+        assert self.kick_fd is not None
+        drain(self.kick_fd)
+        self._look()
+
+    def _look_soon(self) -> None:
+        if self._next_look is None:
+            self._next_look = self._loop.call_soon(self._look)
+
+    def _look(self) -> None:
+        """Answers up to a batch of chains and decides when to look again."""
+        if self._next_look is not None:
+            self._next_look.cancel()
+            self._next_look = None
+        try:
+            more = self._answer()
+        except Exception as error:
+            self._fail(error)
+            return
+        if more:
+            self._look_soon()
+        elif self.kick_fd is None:
+            self._next_look = self._loop.call_later(POLL_INTERVAL, self._look)
+
+    def _answer(self) -> bool:
+        """Whether there is more to do at once."""
+        completed = False
+        try:
+            for _ in range(BATCH):
+                core_chain = self.core.pop()
+                if core_chain is None:
+                    break
+                chain = Chain(core_chain)
+                pending = self.device.handle(self.index, chain)
+                if inspect.isawaitable(pending):
+                    task = asyncio.ensure_future(self._complete_later(pending, chain))
+                    self._in_flight.add(task)
+                    task.add_done_callback(self._in_flight.discard)
+                else:
+                    self.core.push(core_chain, chain.written)
+                    completed = True
+            else:
+                return True
+        finally:
+            if completed:
+                self._publish()
+        return self.kick_fd is not None and self.core.enable_notifications()
+
+    async def _complete_later(self, pending: Awaitable[None], chain: Chain) -> None:
+        try:
+            await pending
+            if not self._failed:
+                self.core.push(chain.core, chain.written)
+                self._publish()
+        except Exception as error:
+            if not self._failed:
+                self._fail(error)
+
+    def _publish(self) -> None:
+        if self.core.publish():
+            signal(self.call_fd)
+
+    def _fail(self, error: Exception) -> None:
+        """The driver broke the ring, or the device could not answer: the queue goes no further."""
+        self.pause()
+        self._failed = True
+        log.debug("queue %d failed", self.index, exc_info=error)
+        if self.device.backend is not None:
+            self.device.backend.fail_queue(self.index, str(error) or type(error).__name__)
