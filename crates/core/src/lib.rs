@@ -1,5 +1,8 @@
 //! The extension module `viaduct._core`: the pure crates as Python sees them. Nothing else knows Python.
 
+mod memory;
+mod switch;
+
 use pyo3::prelude::*;
 
 /// The Rust half of Viaduct.
@@ -7,4 +10,8 @@ use pyo3::prelude::*;
 mod _core {
     #[pymodule_export]
     const VERSION: &str = env!("CARGO_PKG_VERSION");
+    #[pymodule_export]
+    use super::memory::GuestMemory;
+    #[pymodule_export]
+    use super::switch::{Capture, Switch};
 }

@@ -15,6 +15,7 @@ use crate::event::{Event, Events};
 use crate::fabric::{Fabric, SourceId};
 use crate::frame::Offloads;
 use crate::mac_table::{MAX_PORTS, MacEntry, MacTable};
+use crate::net_header::NetHeader;
 use crate::pcap::{PcapInput, PcapOutput};
 use crate::poller::{Poller, PollerLink, Polling};
 use crate::port::{Input, InputQueue, InputState, Output, OutputQueue, OutputState, Port};
@@ -400,11 +401,13 @@ impl Switch {
         self.with_port(number, |port| port.capture = capture)
     }
 
-    /// Sends a frame as if the port's guest had sent it to everyone (vhost-user SEND_RARP).
-    pub fn announce(&self, number: u16, frame: &mut [u8]) -> Result<(), SwitchError> {
+    /// Sends an Ethernet frame as if the port's guest had sent it (vhost-user SEND_RARP).
+    pub fn announce(&self, number: u16, frame: &[u8]) -> Result<(), SwitchError> {
+        let mut with_header = vec![0; NetHeader::LEN];
+        with_header.extend_from_slice(frame);
         let fabric = self.fabric.read();
         let port = fabric.port(number).ok_or(SwitchError::NoPort(number))?;
-        crate::forward::Forwarder::new().announce(&fabric, port, frame);
+        crate::forward::Forwarder::new().announce(&fabric, port, &mut with_header);
         Ok(())
     }
 

@@ -1,0 +1,293 @@
+//! The packet switch for Python: `viaduct._core.Switch` and `viaduct._core.Capture`.
+//!
+//! Every call lets go of the interpreter while it waits for the pollers. Descriptors are duplicated; the caller keeps his.
+
+use std::collections::BTreeMap;
+use std::os::fd::{BorrowedFd, OwnedFd, RawFd};
+use std::sync::Arc;
+
+use pyo3::exceptions::{PyOSError, PyValueError};
+use pyo3::prelude::*;
+use pyo3::types::PyBytes;
+use viaduct_ring::{DeviceQueue, Layout, QueueConfig};
+use viaduct_switch::counters::DropReason;
+use viaduct_switch::{Offloads, Polling, PortConfig, QueueStats, SwitchError, VhostQueue, VlanMode, clock};
+
+use crate::memory::GuestMemory;
+
+fn to_python(error: SwitchError) -> PyErr {
+    match error {
+        SwitchError::System(..) => PyOSError::new_err(error.to_string()),
+        _ => PyValueError::new_err(error.to_string()),
+    }
+}
+
+fn duplicate(fd: RawFd) -> PyResult<OwnedFd> {
+    if fd < 0 {
+        return Err(PyValueError::new_err(format!("{fd} is not a file descriptor")));
+    }
+    // SAFETY: borrowed only for the call that duplicates it, which fails if it is not open.
+    Ok(unsafe { BorrowedFd::borrow_raw(fd) }.try_clone_to_owned()?)
+}
+
+fn vlan_mode(vlan: Option<u16>, trunk: Vec<(u16, u16)>) -> VlanMode {
+    match vlan {
+        Some(vlan) => VlanMode::Access(vlan),
+        None if trunk.is_empty() => VlanMode::All,
+        None => VlanMode::trunk(&trunk),
+    }
+}
+
+/// frames, bytes, drops by reason (those that happened), notifications, completed offloads
+type QueueTuple = (u64, u64, BTreeMap<&'static str, u64>, u64, u64);
+
+fn queue_tuple(stats: &QueueStats) -> QueueTuple {
+    let drops = DropReason::ALL.iter().zip(&stats.drops).filter(|(_, count)| **count != 0);
+    (
+        stats.frames,
+        stats.bytes,
+        drops.map(|(reason, count)| (reason.name(), *count)).collect(),
+        stats.notifications,
+        stats.completed_offloads,
+    )
+}
+
+/// The data path: ports by number and poller threads that carry frames between them.
+#[pyclass(module = "viaduct._core", frozen)]
+pub struct Switch {
+    inner: viaduct_switch::Switch,
+}
+
+#[pymethods]
+impl Switch {
+    #[new]
+    fn new(py: Python<'_>, pollers: Vec<Option<usize>>, polling: &str, event_fd: RawFd) -> PyResult<Switch> {
+        let polling = match polling {
+            "adaptive" => Polling::Adaptive,
+            "busy" => Polling::Busy,
+            "interrupt" => Polling::Interrupt,
+            _ => {
+                let message = format!("polling is adaptive, busy or interrupt, not {polling:?}");
+                return Err(PyValueError::new_err(message));
+            }
+        };
+        let signal = duplicate(event_fd)?;
+        let inner = py.detach(|| viaduct_switch::Switch::new(&pollers, polling, signal)).map_err(to_python)?;
+        Ok(Switch { inner })
+    }
+
+    #[pyo3(signature = (name, pairs, vlan, trunk, max_frame))]
+    fn add_port(
+        &self,
+        py: Python<'_>,
+        name: String,
+        pairs: usize,
+        vlan: Option<u16>,
+        trunk: Vec<(u16, u16)>,
+        max_frame: u32,
+    ) -> PyResult<u16> {
+        let config = PortConfig { name, vlan: vlan_mode(vlan, trunk), max_frame, pairs };
+        py.detach(|| self.inner.add_port(config)).map_err(to_python)
+    }
+
+    fn remove_port(&self, py: Python<'_>, port: u16) -> PyResult<()> {
+        py.detach(|| self.inner.remove_port(port)).map_err(to_python)
+    }
+
+    fn change_port(
+        &self,
+        py: Python<'_>,
+        port: u16,
+        vlan: Option<u16>,
+        trunk: Vec<(u16, u16)>,
+        max_frame: u32,
+    ) -> PyResult<()> {
+        py.detach(|| self.inner.change_port(port, vlan_mode(vlan, trunk), max_frame)).map_err(to_python)
+    }
+
+    fn set_accepted(&self, py: Python<'_>, port: u16, accepts: Vec<String>) -> PyResult<()> {
+        let accepts = offloads(&accepts)?;
+        py.detach(|| self.inner.set_accepted(port, accepts)).map_err(to_python)
+    }
+
+    #[pyo3(signature = (port, index, memory, *, layout, size, descriptor_addr, driver_addr, device_addr, base, event_idx,
+                        indirect, in_order, mergeable, header_len, kick_fd, call_fd))]
+    #[expect(clippy::too_many_arguments, reason = "they have names in Python")]
+    fn start_queue(
+        &self,
+        py: Python<'_>,
+        port: u16,
+        index: u16,
+        memory: &GuestMemory,
+        layout: &str,
+        size: u32,
+        descriptor_addr: u64,
+        driver_addr: u64,
+        device_addr: u64,
+        base: u32,
+        event_idx: bool,
+        indirect: bool,
+        in_order: bool,
+        mergeable: bool,
+        header_len: u32,
+        kick_fd: Option<RawFd>,
+        call_fd: Option<RawFd>,
+    ) -> PyResult<()> {
+        let layout = match layout {
+            "split" => Layout::Split,
+            "packed" => Layout::Packed,
+            _ => return Err(PyValueError::new_err(format!("layout is split or packed, not {layout:?}"))),
+        };
+        if !matches!(header_len, 10 | 12) {
+            return Err(PyValueError::new_err(format!("the header has 10 or 12 bytes, not {header_len}")));
+        }
+        let config = QueueConfig {
+            layout,
+            size,
+            descriptor_addr,
+            driver_addr,
+            device_addr,
+            base,
+            event_idx,
+            indirect,
+            in_order,
+        };
+        let queue = DeviceQueue::new(memory.inner.clone(), &config)
+            .map_err(|error| PyValueError::new_err(error.to_string()))?;
+        let kick = kick_fd.map(duplicate).transpose()?;
+        let call = call_fd.map(duplicate).transpose()?;
+        let queue = VhostQueue { queue, kick, call, enabled: false, header_len, mergeable };
+        py.detach(|| self.inner.start_queue(port, index, queue)).map_err(to_python)
+    }
+
+    fn stop_queue(&self, py: Python<'_>, port: u16, index: u16) -> PyResult<Option<u32>> {
+        py.detach(|| self.inner.stop_queue(port, index)).map_err(to_python)
+    }
+
+    fn enable_queue(&self, py: Python<'_>, port: u16, index: u16, enabled: bool) -> PyResult<()> {
+        py.detach(|| self.inner.enable_queue(port, index, enabled)).map_err(to_python)
+    }
+
+    fn set_call(&self, py: Python<'_>, port: u16, index: u16, fd: Option<RawFd>) -> PyResult<()> {
+        let call = fd.map(duplicate).transpose()?;
+        py.detach(|| self.inner.set_call(port, index, call)).map_err(to_python)
+    }
+
+    fn set_memory(&self, py: Python<'_>, port: u16, memory: &GuestMemory) -> PyResult<()> {
+        py.detach(|| self.inner.set_memory(port, &memory.inner)).map_err(to_python)
+    }
+
+    fn attach_tap(&self, py: Python<'_>, port: u16, pair: u16, fd: RawFd, accepts: Vec<String>) -> PyResult<()> {
+        let (tap, accepts) = (duplicate(fd)?, offloads(&accepts)?);
+        py.detach(|| self.inner.attach_tap(port, pair, tap, accepts)).map_err(to_python)
+    }
+
+    fn attach_replay(&self, py: Python<'_>, port: u16, fd: RawFd) -> PyResult<()> {
+        let file = duplicate(fd)?;
+        py.detach(|| self.inner.attach_replay(port, file)).map_err(to_python)
+    }
+
+    fn attach_record(&self, py: Python<'_>, port: u16, fd: RawFd) -> PyResult<()> {
+        let file = duplicate(fd)?;
+        py.detach(|| self.inner.attach_record(port, file)).map_err(to_python)
+    }
+
+    fn attach_null(&self, py: Python<'_>, port: u16) -> PyResult<()> {
+        py.detach(|| self.inner.attach_null(port)).map_err(to_python)
+    }
+
+    fn set_capture(&self, py: Python<'_>, port: u16, capture: Option<&Capture>) -> PyResult<()> {
+        let capture = capture.map(|capture| capture.inner.clone());
+        py.detach(|| self.inner.set_capture(port, capture)).map_err(to_python)
+    }
+
+    fn announce(&self, py: Python<'_>, port: u16, frame: Vec<u8>) -> PyResult<()> {
+        py.detach(|| self.inner.announce(port, &frame)).map_err(to_python)
+    }
+
+    fn age(&self, py: Python<'_>) -> usize {
+        py.detach(|| self.inner.age())
+    }
+
+    fn forget_stations(&self, py: Python<'_>, port: u16) {
+        py.detach(|| self.inner.forget_stations(port));
+    }
+
+    fn stations(&self, py: Python<'_>) -> Vec<(String, u16, u16, u8)> {
+        let entries = py.detach(|| self.inner.stations());
+        let text = |mac: [u8; 6]| mac.map(|byte| format!("{byte:02x}")).join(":");
+        entries.into_iter().map(|entry| (text(entry.mac), entry.vlan, entry.port, entry.age)).collect()
+    }
+
+    fn port_stats(&self, py: Python<'_>) -> Vec<(u16, bool, Vec<QueueTuple>, Vec<QueueTuple>)> {
+        let ports = py.detach(|| self.inner.port_stats());
+        let tuples = |stats: &[QueueStats]| stats.iter().map(queue_tuple).collect();
+        ports.iter().map(|port| (port.number, port.up, tuples(&port.received), tuples(&port.sent))).collect()
+    }
+
+    #[expect(clippy::type_complexity, reason = "spelled out in the stub")]
+    fn poller_stats(&self, py: Python<'_>) -> Vec<(f64, f64, u64, u64, u64, Vec<u64>, u64, u64, usize)> {
+        let seconds = |ticks: u64| ticks as f64 / clock::ticks_per_second() as f64;
+        let pollers = py.detach(|| self.inner.poller_stats());
+        let tuple = |poller: viaduct_switch::PollerStats| {
+            (
+                seconds(poller.busy_ticks),
+                seconds(poller.idle_ticks),
+                poller.busy_ticks,
+                poller.rounds,
+                poller.frames,
+                poller.batches,
+                poller.sleeps,
+                poller.active,
+                poller.sources,
+            )
+        };
+        pollers.into_iter().map(tuple).collect()
+    }
+
+    fn take_events(&self) -> Vec<(u16, u16, String)> {
+        self.inner.take_events().into_iter().map(|event| (event.port, event.queue, event.message)).collect()
+    }
+}
+
+fn offloads(names: &[String]) -> PyResult<Offloads> {
+    names.iter().try_fold(Offloads::NONE, |set, name| {
+        let offload = match name.as_str() {
+            "csum" => Offloads::CSUM,
+            "tso4" => Offloads::TSO4,
+            "tso6" => Offloads::TSO6,
+            "ecn" => Offloads::ECN,
+            "ufo" => Offloads::UFO,
+            "uso" => Offloads::USO,
+            _ => return Err(PyValueError::new_err(format!("unknown offload {name:?}"))),
+        };
+        Ok(set | offload)
+    })
+}
+
+/// Copies of the frames that pass a port.
+#[pyclass(module = "viaduct._core", frozen)]
+pub struct Capture {
+    inner: Arc<viaduct_switch::Capture>,
+}
+
+#[pymethods]
+impl Capture {
+    #[new]
+    fn new(snap: usize, event_fd: RawFd) -> PyResult<Capture> {
+        Ok(Capture { inner: Arc::new(viaduct_switch::Capture::new(snap, duplicate(event_fd)?)) })
+    }
+
+    fn take<'py>(&self, py: Python<'py>) -> Vec<(u64, bool, u32, Bound<'py, PyBytes>)> {
+        let frames = self.inner.take();
+        let tuple = |frame: viaduct_switch::CapturedFrame| {
+            (frame.time, frame.from_port, frame.len, PyBytes::new(py, &frame.data))
+        };
+        frames.into_iter().map(tuple).collect()
+    }
+
+    #[getter]
+    fn missed(&self) -> u64 {
+        self.inner.missed()
+    }
+}
