@@ -138,7 +138,22 @@ impl<'a> Gather<'a> {
         // Nearly every table lies in one region and, as an array of structures, on a multiple of 8.
         let span = self.memory.translate(self.cache, head.addr, len);
         let whole = span.filter(|span| span.as_ptr().cast::<u64>().is_aligned());
+        if span.is_none() {
+            self.check_pieces(head.addr, len)?;
+        }
         Ok(Table { addr: head.addr, len, entries: len / BYTES as u32, whole })
+    }
+
+    /// Checks that a table lies in adjacent regions.
+    fn check_pieces(&mut self, addr: u64, len: u32) -> Result<(), RingError> {
+        let outside = RingError::IndirectAddress { addr, len };
+        let mut done = 0;
+        while done < len {
+            let at = addr.checked_add(u64::from(done)).ok_or(outside.clone())?;
+            let piece = self.memory.translate_some(self.cache, at, len - done).ok_or(outside.clone())?;
+            done += piece.len();
+        }
+        Ok(())
     }
 }
 
