@@ -42,6 +42,7 @@ impl<'a> Gather<'a> {
     }
 
     /// Adds a buffer element. One without bytes has no span, and its address means nothing.
+    #[inline]
     pub fn add(&mut self, addr: u64, len: u32, write: bool) -> Result<(), RingError> {
         self.descriptors += 1;
         if !write && self.writing {
@@ -54,20 +55,29 @@ impl<'a> Gather<'a> {
         if total > 1 << 32 || self.readable_len.max(self.writable_len) > u64::from(u32::MAX) {
             return Err(RingError::TotalLength { found: total });
         }
-        let (mut addr, mut left) = (addr, len);
-        while left > 0 {
-            // A buffer may cross from one region into the next: one span for each.
-            let outside = RingError::Address { addr, len: left };
-            let Some(span) = self.memory.translate_some(self.cache, addr, left) else { return Err(outside) };
+        if let Some(span) = self.memory.translate(self.cache, addr, len).filter(|span| !span.is_empty()) {
             self.batch.spans.push(span);
-            left -= span.len();
-            addr = addr.checked_add(u64::from(span.len())).ok_or(outside)?;
+        } else {
+            self.add_pieces(addr, len)?;
         }
         if !write {
             self.readable = self.batch.spans.len() - self.first;
         }
         if self.batch.spans.len() - self.first > usize::from(u16::MAX) {
             return Err(RingError::Pieces { allowed: u16::MAX.into() });
+        }
+        Ok(())
+    }
+
+    /// Adds a buffer element that crosses from one region into the next: one span for each.
+    #[cold]
+    fn add_pieces(&mut self, mut addr: u64, mut left: u32) -> Result<(), RingError> {
+        while left > 0 {
+            let outside = RingError::Address { addr, len: left };
+            let Some(span) = self.memory.translate_some(self.cache, addr, left) else { return Err(outside) };
+            self.batch.spans.push(span);
+            left -= span.len();
+            addr = addr.checked_add(u64::from(span.len())).ok_or(outside)?;
         }
         Ok(())
     }

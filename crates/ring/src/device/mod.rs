@@ -157,21 +157,13 @@ impl DeviceQueue {
     /// Stages `chains` with nothing written: a transmit batch.
     #[inline]
     pub fn complete_all(&mut self, chains: &[Chain]) {
-        either!(self, ring => {
-            for chain in chains {
-                ring.complete(chain, 0);
-            }
-        });
+        either!(self, ring => ring.complete_each(chains.iter().map(|chain| (chain, 0))));
     }
 
     /// Stages `chains` with the bytes written into each: a receive batch. Pairs up until the shorter one ends.
     #[inline]
     pub fn complete_written(&mut self, chains: &[Chain], written: &[u32]) {
-        either!(self, ring => {
-            for (chain, &written) in chains.iter().zip(written) {
-                ring.complete(chain, written);
-            }
-        });
+        either!(self, ring => ring.complete_each(chains.iter().zip(written.iter().copied())));
     }
 
     /// Makes the staged elements visible, in one go. Returns whether the driver wants to be notified.

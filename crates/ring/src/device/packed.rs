@@ -149,7 +149,7 @@ impl Packed {
     }
 
     /// A list of any shape that begins with `descriptor`, in at most `room` descriptors. Returns how many it has.
-    #[cold]
+    #[inline(never)]
     fn gather(
         &self,
         mut gather: Gather,
@@ -201,16 +201,27 @@ impl Packed {
 
     #[inline]
     pub fn complete(&mut self, chain: &Chain, written: u32) {
-        let flags = self.used.used() | if written != 0 { WRITE } else { 0 };
-        let word = packed_word(written, chain.id, flags);
-        if self.staged == 0 {
-            self.first = word;
-        } else {
-            self.store_word(self.used.index, word, Ordering::Relaxed);
+        self.complete_each([(chain, written)].into_iter());
+    }
+
+    /// Stages used descriptors. The positions are locals in the loop: the compiler cannot know that the stores to the
+    /// ring leave the queue's own fields alone.
+    #[inline(always)]
+    pub fn complete_each<'a>(&mut self, done: impl Iterator<Item = (&'a Chain, u32)>) {
+        let (mut used, mut staged) = (self.used, self.staged);
+        for (chain, written) in done {
+            let flags = used.used() | if written != 0 { WRITE } else { 0 };
+            let word = packed_word(written, chain.id, flags);
+            if staged == 0 {
+                self.first = word;
+            } else {
+                self.store_word(used.index, word, Ordering::Relaxed);
+            }
+            staged += u32::from(chain.slots);
+            used.advance(chain.slots, self.size);
         }
-        self.staged += u32::from(chain.slots);
-        self.outstanding = self.outstanding.saturating_sub(chain.slots.into());
-        self.used.advance(chain.slots, self.size);
+        self.outstanding = self.outstanding.saturating_sub(staged - self.staged);
+        (self.used, self.staged) = (used, staged);
     }
 
     #[inline(always)]

@@ -133,7 +133,7 @@ impl Split {
     }
 
     /// A chain of any shape that begins with `descriptor`. Returns how many descriptors it has.
-    #[cold]
+    #[inline(never)]
     fn gather(&self, mut gather: Gather, head: u16, mut descriptor: Descriptor) -> Result<u32, RingError> {
         for _ in 0..self.size {
             let flags = descriptor.split_flags();
@@ -174,13 +174,24 @@ impl Split {
 
     #[inline]
     pub fn complete(&mut self, chain: &Chain, written: u32) {
-        let slot = usize::from(self.used & self.mask);
-        let element = u64::from(written) << 32 | u64::from(chain.id);
-        // The ring begins after `flags` and `idx` and is aligned to 4 only, so an element may cross a cache line; it need
-        // not be atomic, because the driver reads it after `idx` (2.7.8.2).
-        // SAFETY: the masked index lies in the used ring.
-        unsafe { store_u64_unaligned(self.parts.device.add(4 + 8 * slot), element) };
-        self.used = self.used.wrapping_add(1);
+        self.complete_each([(chain, written)].into_iter());
+    }
+
+    /// Stages used elements. The index is a local in the loop: the compiler cannot know that the stores to the ring leave
+    /// the queue's own fields alone.
+    #[inline(always)]
+    pub fn complete_each<'a>(&mut self, done: impl Iterator<Item = (&'a Chain, u32)>) {
+        let mut used = self.used;
+        for (chain, written) in done {
+            let slot = usize::from(used & self.mask);
+            let element = u64::from(written) << 32 | u64::from(chain.id);
+            // The ring begins after `flags` and `idx` and is aligned to 4 only, so an element may cross a cache line; it
+            // need not be atomic, because the driver reads it after `idx` (2.7.8.2).
+            // SAFETY: the masked index lies in the used ring.
+            unsafe { store_u64_unaligned(self.parts.device.add(4 + 8 * slot), element) };
+            used = used.wrapping_add(1);
+        }
+        self.used = used;
     }
 
     #[inline]
