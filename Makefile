@@ -91,7 +91,7 @@ $(VENV)/rust.env: setup/rust.sh $(STAMPS)/maturin
 
 $(STAMPS)/core: $(RUST_SOURCES) $(VENV)/rust.env $(STAMPS)/maturin
 	@echo 'setup: building the extension module (the first time takes a minute or two)'
-	@$(RUST) VIRTUAL_ENV=$(abspath $(VENV)) $(BIN)/maturin develop --release --quiet
+	@$(RUST) PIP_QUIET=1 VIRTUAL_ENV=$(abspath $(VENV)) $(BIN)/maturin develop --release --quiet >$(STAMPS)/build.log
 	@touch $@
 
 # The optional dependencies of one name in pyproject.toml, without building the package for them.

@@ -16,6 +16,7 @@ from viaduct.switch.config import ConfigError, SwitchConfig
 from viaduct.switch.control import ControlServer
 from viaduct.switch.control_wire import listening_path
 from viaduct.switch.status import Event
+from viaduct.vhost_user.errors import VhostUserError
 
 from .failure import FAILED, USAGE, Failure
 from .rates import event_line
@@ -30,7 +31,7 @@ def run(config: SwitchConfig, read_again: Callable[[], SwitchConfig] | None, con
         asyncio.run(_serve(config, read_again, control))
     except ConfigError as error:
         raise Failure(str(error), USAGE) from error
-    except OSError as error:
+    except (OSError, VhostUserError) as error:
         raise Failure(_reason(error), FAILED) from error
 
 
@@ -52,7 +53,7 @@ async def _serve(config: SwitchConfig, read_again: Callable[[], SwitchConfig] | 
                 return
             try:
                 await switch.apply(read_again())
-            except (ConfigError, OSError) as error:
+            except (ConfigError, VhostUserError, OSError) as error:
                 show.say(f"SIGHUP: the old configuration stays: {_reason(error)}")
             else:
                 show.say("SIGHUP: the configuration was read again")

@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Mapping
+from pathlib import Path
 from typing import Any, ClassVar, Literal, get_args
 
 import msgspec
@@ -296,14 +297,17 @@ def build_port(fields: Mapping[str, Any]) -> PortConfig:
     return made
 
 
-def build_config(data: Mapping[str, Any]) -> SwitchConfig:
+def build_config(data: Mapping[str, Any], directory: Path | None = None) -> SwitchConfig:
     """Make a whole configuration of plain data, such as a decoded TOML file or JSON message.
 
     A port is a mapping for `build_port`, or its short form, a string like `vhost-user:/run/vm1.sock,queues=2`.
+    Relative paths start at `directory` (default: the current one).
 
     Raises:
         ConfigError: with the key of what cannot be.
     """
+    from .port_text import parse_port, resolve_paths
+
     plain = dict(data)
     ports = plain.pop("ports", {})
     if not isinstance(ports, Mapping):
@@ -312,14 +316,12 @@ def build_config(data: Mapping[str, Any]) -> SwitchConfig:
     for name, fields in ports.items():
         check_port_name(name)
         try:
-            if isinstance(fields, BasePort):
-                built[name] = fields  # type: ignore[assignment]  # the only subclasses of BasePort are the union's
+            if isinstance(fields, PortConfig):
+                built[name] = fields
             elif isinstance(fields, str):
-                from .port_text import parse_port
-
-                built[name] = parse_port(fields)
+                built[name] = parse_port(fields, directory)
             elif isinstance(fields, Mapping):
-                built[name] = build_port(fields)
+                built[name] = resolve_paths(build_port(fields), directory)
             else:
                 raise ConfigError(f"expected a table of settings or text like 'tap:tap0', found {_described(fields)}")
         except ConfigError as error:

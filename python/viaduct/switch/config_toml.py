@@ -27,7 +27,6 @@ from typing import Any
 import msgspec
 
 from .config import ConfigError, SwitchConfig, build_config
-from .port_text import resolve_paths
 
 _KEY = r"""(?:[A-Za-z0-9_-]+|"(?:[^"\\]|\\.)*"|'[^']*')"""
 _DOTTED = rf"{_KEY}(?:\s*\.\s*{_KEY})*"
@@ -68,14 +67,7 @@ def parse_config(text: str, source: str = "configuration", directory: Path | Non
         raise ConfigError(f"no valid TOML: {problem[:1].lower()}{problem[1:]}", source=f"{source}:{line}") from None
     lines = key_lines(text)
     try:
-        config = build_config(data)
-        ports = {}
-        for name, port in config.ports.items():
-            try:
-                ports[name] = resolve_paths(port, directory)
-            except ConfigError as error:
-                raise error.within("ports", name) from None
-        return msgspec.structs.replace(config, ports=ports)
+        return build_config(data, directory)
     except ConfigError as error:
         found = next((lines[error.key[:n]] for n in range(len(error.key), 0, -1) if error.key[:n] in lines), None)
         raise error.at(f"{source}:{found}" if found else source) from None
@@ -103,11 +95,13 @@ def key_lines(text: str) -> dict[tuple[str, ...], int]:
             continue
         if header := _HEADER.match(line):
             table = _path(header[1])
-            found.setdefault(table, number)
+            path = table
         elif assignment := _ASSIGNMENT.match(line):
             path = (*table, *_path(assignment[1]))
-            for depth in range(1, len(path) + 1):
-                found.setdefault(path[:depth], number)
+        else:
+            path = ()
+        for depth in range(1, len(path) + 1):
+            found.setdefault(path[:depth], number)
         for quotes in ('"""', "'''"):
             if line.count(quotes) % 2:
                 closing = quotes

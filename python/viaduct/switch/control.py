@@ -10,13 +10,15 @@ from __future__ import annotations
 import asyncio
 import logging
 import os
-import socket
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import aclosing, suppress
 from pathlib import Path
 from typing import Any, Protocol
 
 import msgspec
+
+from viaduct.vhost_user.errors import VhostUserError
+from viaduct.vhost_user.socket_path import Listener
 
 from .config import ConfigError, PortConfig, SwitchConfig, build_config, build_port
 from .control_wire import LINE_MAX, ControlError, Problem, Reply, Request
@@ -59,19 +61,21 @@ class ControlServer:
         self.path = Path(path)
         self.shutdown = shutdown
         self._server: asyncio.Server | None = None
-        self._identity: tuple[int, int] | None = None
+        self._listener: Listener | None = None
         self._connections: set[asyncio.Task[None]] = set()
 
     async def start(self) -> None:
-        """Listen. A socket file that nobody answers on is replaced.
+        """Listen; only this user may connect. A socket file that nobody answers on is replaced.
 
         Raises:
-            ConfigError: another switch answers there, the directory is missing, no permission, or the path is too long.
+            SocketPathError: somebody answers there, the directory is missing, no permission, the path is too long.
         """
-        listener = _listen(self.path)
-        state = self.path.stat()
-        self._identity = (state.st_dev, state.st_ino)
-        self._server = await asyncio.start_unix_server(self._connected, sock=listener, limit=LINE_MAX)
+        mask = os.umask(0o177)
+        try:
+            self._listener = Listener(str(self.path))
+        finally:
+            os.umask(mask)
+        self._server = await asyncio.start_unix_server(self._connected, sock=self._listener.sock, limit=LINE_MAX)
 
     async def close(self) -> None:
         """Stop listening, end every connection, and remove the socket file if it is still ours."""
@@ -82,10 +86,8 @@ class ControlServer:
             task.cancel()
         await asyncio.gather(*self._connections, return_exceptions=True)
         self._server = None
-        with suppress(OSError):
-            state = self.path.stat()
-            if (state.st_dev, state.st_ino) == self._identity:
-                self.path.unlink()
+        if self._listener is not None:
+            self._listener.close()
 
     async def __aenter__(self) -> ControlServer:
         await self.start()
@@ -289,7 +291,7 @@ def _reason(request: Request, error: Exception) -> Reply:
             return _refusal(request.id, "config", str(error))
         case ControlError():
             return _refusal(request.id, error.code, str(error))
-        case OSError():
+        case OSError() | VhostUserError():
             return _refusal(request.id, "failed", str(error))
         case _:
             log.exception("control request %s failed", request.method)
@@ -307,57 +309,3 @@ def _line(reply: Reply) -> bytes:
 async def _send(writer: asyncio.StreamWriter, reply: Reply) -> None:
     writer.write(_line(reply))
     await writer.drain()
-
-
-def _listen(path: Path) -> socket.socket:
-    """A listening socket at `path` that only this user may connect to."""
-    from .config import SOCKET_PATH_MAX
-
-    name = os.fsencode(path)
-    if len(name) > SOCKET_PATH_MAX:
-        raise ConfigError(
-            f"the control socket's path has {len(name)} bytes, but at most {SOCKET_PATH_MAX} are possible (unix(7)); "
-            f"give a shorter one with --control: {str(path)!r}"
-        )
-    _remove_stale(path)
-    listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-    try:
-        mask = os.umask(0o177)
-        try:
-            listener.bind(name)
-        finally:
-            os.umask(mask)
-        listener.listen(64)
-        listener.setblocking(False)
-    except OSError as error:
-        listener.close()
-        raise ConfigError(
-            f"cannot listen on the control socket {str(path)!r}: {error.strerror}; "
-            "give another place with --control, in a directory that exists and that you may write to"
-        ) from error
-    return listener
-
-
-def _remove_stale(path: Path) -> None:
-    """Remove a socket file that nobody listens on; refuse to touch anything else."""
-    if not path.is_socket():
-        if path.exists():
-            raise ConfigError(f"{str(path)!r} exists and is no socket; give another place with --control")
-        return
-    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe:
-        probe.settimeout(1)
-        try:
-            probe.connect(os.fsencode(path))
-        except ConnectionRefusedError:
-            path.unlink(missing_ok=True)
-            return
-        except FileNotFoundError:
-            return
-        except OSError as error:
-            raise ConfigError(f"the control socket {str(path)!r} is in use or not ours: {error.strerror}") from error
-        credentials = probe.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, 12)
-        pid = int.from_bytes(credentials[:4], "little")
-    raise ConfigError(
-        f"another process (pid {pid}) answers on the control socket {str(path)!r}; "
-        "end it first, or give this switch a socket of its own with --control"
-    )
