@@ -1,0 +1,115 @@
+"""Open vSwitch with DPDK and its NORMAL action: a learning bridge in user space."""
+
+import os
+import re
+import socket
+import subprocess
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+import msgspec
+
+from bench.backend import BackEnd, Work
+from bench.process import Program, ProgramError
+
+_SWITCHD = ("/usr/lib/openvswitch-switch-dpdk/ovs-vswitchd-dpdk", "/usr/sbin/ovs-vswitchd")
+_SCHEMA = "/usr/share/openvswitch/vswitch.ovsschema"
+
+
+class Ovs(BackEnd):
+    name = "ovs"
+    title = "OVS-DPDK NORMAL"
+    # It allocates 262,144 packet buffers where it can; with less memory it starts, but then refuses connections.
+    hugepages_mb = 1400
+
+    _database: Program | None = None
+    _switch: Program | None = None
+
+    def __init__(self, directory: Path, cpu: int, ports: int = 2) -> None:
+        super().__init__(directory, cpu, ports)
+        # Ports of type dpdkvhostuser listen on a socket that is called like them in the run-time directory.
+        self._environment = {key: str(directory) for key in ("OVS_RUNDIR", "OVS_LOGDIR", "OVS_DBDIR", "OVS_SYSCONFDIR")}
+
+    def _run(self, *command: str) -> None:
+        subprocess.run(command, check=True, env=os.environ | self._environment, stdout=subprocess.DEVNULL, timeout=30)
+
+    def _configure(self, *command: str) -> None:
+        self._run("ovs-vsctl", "--no-wait", f"--db=unix:{self.directory}/db.sock", *command)
+
+    def start(self, options: Sequence[str] = ()) -> None:
+        """The database is prepared first, as after an installation; `launched` is the start of the switch itself.
+
+        `options` are KEY=VALUE settings of the bridge, `other-config:mac-table-size=65536` for one.
+        """
+        database = self.directory / "conf.db"
+        self._run("ovsdb-tool", "create", str(database), _SCHEMA)
+        # fmt: off
+        self._database = Program(
+            "ovsdb-server",
+            ["ovsdb-server", str(database), f"--remote=punix:{self.directory}/db.sock",
+             f"--unixctl={self.directory}/ovsdb.ctl"],
+            cpu=self.cpu, environment=self._environment,
+        )
+        # fmt: on
+        deadline = time.monotonic() + 10
+        while not (self.directory / "db.sock").exists():
+            self._database.check()
+            if time.monotonic() > deadline:
+                raise ProgramError("ovsdb-server made no socket within 10 s")
+            time.sleep(0.01)
+        mask = hex(1 << self.cpu)
+        # fmt: off
+        self._configure(
+            "init", "--", "set", "Open_vSwitch", ".",
+            "other_config:dpdk-init=true", "other_config:dpdk-socket-mem=512",
+            f"other_config:pmd-cpu-mask={mask}", f"other_config:dpdk-lcore-mask={mask}",
+            'other_config:dpdk-extra="--no-pci --no-telemetry --in-memory"',
+        )
+        self._configure("add-br", "bench", "--", "set", "bridge", "bench", "datapath_type=netdev", *options)
+        # fmt: on
+        for port in self.sockets:
+            self._configure("add-port", "bench", port.name, "--", "set", "Interface", port.name, "type=dpdkvhostuser")
+        switchd = next((path for path in _SWITCHD if Path(path).exists()), None)
+        if switchd is None:
+            raise ProgramError("Open vSwitch with DPDK is missing: apt-get install openvswitch-switch-dpdk")
+        self._switch = Program(
+            self.name,
+            [switchd, f"unix:{self.directory}/db.sock", f"--unixctl={self.directory}/switch.ctl", "-vconsole:warn"],
+            cpu=self.cpu,
+            environment=self._environment,
+        )
+        self.launched = self._switch.started
+
+    def program(self) -> Program:
+        assert self._switch is not None
+        return self._switch
+
+    def _ask(self, method: str) -> str:
+        """One command over the control socket (JSON-RPC), without the cost of starting ovs-appctl."""
+        with socket.socket(socket.AF_UNIX) as control:
+            control.settimeout(10)
+            control.connect(f"{self.directory}/switch.ctl")
+            control.sendall(msgspec.json.encode({"id": 0, "method": method, "params": []}))
+            answer = b""
+            while chunk := control.recv(65536):
+                answer += chunk
+                try:
+                    return str(msgspec.json.decode(answer)["result"])
+                except msgspec.DecodeError:
+                    continue  # the rest of it follows
+        raise ProgramError(f"ovs-vswitchd closed its control socket instead of answering {method}")
+
+    def work(self) -> Work:
+        cycles = packets = 0
+        for part in self._ask("dpif-netdev/pmd-stats-show").split("pmd thread")[1:]:
+            if found := re.search(r"packets received: (\d+)", part):
+                packets += int(found[1])
+            if found := re.search(r"^\s*processing cycles: (\d+)", part, re.MULTILINE):
+                cycles += int(found[1])
+        return Work(cycles, packets)
+
+    def stop(self) -> None:
+        for program in (self._switch, self._database):
+            if program is not None:
+                program.stop()

@@ -1,0 +1,187 @@
+"""Markdown tables from a report, and their place in the README: between `<!-- bench -->` and `<!-- /bench -->`."""
+
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+from bench import summary
+from bench.generator import RING_MODES
+from bench.interleave import Round, Slot
+from bench.report import Cell, Report
+from bench.summary import Spread
+
+BEGIN, END = "<!-- bench -->", "<!-- /bench -->"
+OURS = "viaduct"
+
+
+def _cycles(slot: Slot) -> float:
+    return slot.cycles
+
+
+def _rate(slot: Slot) -> float:
+    return slot.rate
+
+
+def _measured(rounds: Sequence[Round], name: str) -> str:
+    cycles, rate = summary.figures(rounds, name, _cycles), summary.figures(rounds, name, _rate)
+    if cycles is None or rate is None:
+        return "-"
+    return f"{cycles.median:.0f} ({rate.median / 1e6:.1f})"
+
+
+def _spread(value: Spread | None) -> str:
+    return "-" if value is None else f"{value.median:.2f} [{value.low:.2f}-{value.high:.2f}]"
+
+
+def _row(cells: Sequence[str]) -> str:
+    return f"| {' | '.join(cells)} |"
+
+
+def _head(cells: Sequence[str]) -> list[str]:
+    return [_row(cells), _row(["---"] * len(cells))]
+
+
+def _subject(cell: Cell) -> str:
+    load = cell.load
+    words = [RING_MODES[cell.mode].title, f"{load.size} B", "both directions" if load.both else "one direction"]
+    if cell.part == "stations":
+        words.append(f"{load.sources} source address{'es' if load.sources > 1 else ''}")
+    return ", ".join(words)
+
+
+def _peers(report: Report) -> list[str]:
+    return [name for name in report.titles if name != OURS]
+
+
+def throughput(report: Report, part: str, size: int | None = None) -> list[str]:
+    """Cycles per packet and rates by back-end, and the ratio of cycles to each peer's within a round."""
+    names = list(report.titles)
+    ours = OURS in names
+    peers = _peers(report) if ours else []
+    lines = _head(
+        [
+            "cycles per packet (Mpps)",
+            *(report.titles[name] for name in names),
+            *(f"{report.titles[OURS]} / {report.titles[peer]}, cycles" for peer in peers),
+            "rounds",
+        ]
+    )
+    for cell in report.cells:
+        if cell.part != part or (size is not None and cell.load.size != size):
+            continue
+        basis, rounds = summary.choose(cell.rounds)
+        mark = {"near, undisturbed": "", "near": "*", "all": "**"}[basis]
+        lines.append(
+            _row(
+                [
+                    _subject(cell),
+                    *(_measured(rounds, name) for name in names),
+                    *(_spread(summary.ratio(rounds, OURS, peer, _cycles)) for peer in peers),
+                    f"{len(rounds)}{mark}",
+                ]
+            )
+        )
+    return lines if len(lines) > 2 else []
+
+
+def latency(report: Report) -> list[str]:
+    """Percentiles of latency by rate and back-end: medians over the rounds."""
+    lines = _head(["latency p50 / p99, us", *report.titles.values(), "rounds"])
+    for cell in report.cells:
+        if cell.part != "latency":
+            continue
+        _, rounds = summary.choose(cell.rounds)
+        words = []
+        for name in report.titles:
+            middle, tail = (
+                summary.spread(
+                    found[percentile]
+                    for slots in rounds
+                    if name in slots and (found := slots[name].latency_us) and percentile in found
+                )
+                for percentile in ("p50", "p99")
+            )
+            words.append(f"{middle.median:.2f} / {tail.median:.2f}" if middle and tail else "-")
+        lines.append(_row([f"{cell.load.rate / 1e6:g} Mpps", *words, str(len(rounds))]))
+    return lines if len(lines) > 2 else []
+
+
+def footprint(report: Report) -> list[str]:
+    """Memory, idle CPU and time to the first packet."""
+    if not report.footprints:
+        return []
+    names = [name for name in report.titles if name in report.footprints]
+    prints = [report.footprints[name] for name in names]
+    return [
+        *_head(["two connected ports", *(report.titles[name] for name in names)]),
+        _row(["resident memory, guests' not counted", *(f"{p.own_small / 1e6:.0f} MB" for p in prints)]),
+        _row(["hugepages of its own", *(f"{p.own_huge / 1e6:.0f} MB" for p in prints)]),
+        _row(["CPU, no traffic", *(f"{p.cpu_idle:.1%}" for p in prints)]),
+        _row(["CPU, 10,000 packets a second", *(f"{p.cpu_10k:.1%}" for p in prints)]),
+        _row(["process start to first forwarded packet", *(f"{p.first_packet_median:.2f} s" for p in prints)]),
+    ]
+
+
+def verification(report: Report) -> list[str]:
+    """What became of the frames, in one sentence for each back-end."""
+    lines = []
+    for name, title in report.titles.items():
+        slots = [slots[name] for cell in report.cells for slots in cell.rounds if name in slots]
+        sent, lost = sum(s.sent for s in slots), sum(s.lost for s in slots)
+        checked, corrupt = sum(s.checked for s in slots), sum(s.corrupt for s in slots)
+        disordered = sum(s.disordered for s in slots)
+        share = lost / sent if sent else 0
+        lines.append(
+            f"- {title}: {sent:,} frames sent, {lost:,} ({share:.3%}) not delivered; {checked:,} verified byte for "
+            f"byte, {corrupt:,} damaged, {disordered:,} out of order."
+        )
+    return lines
+
+
+def _provenance(report: Report) -> Iterator[str]:
+    versions = ", ".join(f"{name} {version}" for name, version in report.machine.versions.items())
+    yield (
+        f"Measured {report.date} by `make bench{'' if report.suite == 'full' else '-' + report.suite}` in "
+        f"{report.seconds / 60:.0f} minutes on {report.machine.cpus} x {report.machine.processor}, "
+        f"Linux {report.machine.kernel}; {versions}. One core forwards, one generates and receives; back-ends take "
+        f"turns within the same second; medians of rounds in which both cores shared a cache and nobody else ran, "
+        f"ratios within a round with 10th and 90th percentile."
+    )
+    if any(summary.choose(cell.rounds)[0] != "near, undisturbed" for cell in report.cells):
+        yield ""
+        yield "\\* other programs ran meanwhile; \\*\\* and the cores did not share a cache: compare ratios only."
+
+
+def whole(report: Report) -> str:
+    """Everything, for bench/results/SUITE.md and docs/performance.md."""
+    parts = [
+        list(_provenance(report)),
+        throughput(report, "modes"),
+        throughput(report, "stations"),
+        latency(report),
+        footprint(report),
+        verification(report),
+        [f"- FAILED: {failure.splitlines()[0]}" for failure in report.failures],
+    ]
+    return "\n\n".join("\n".join(part) for part in parts if part) + "\n"
+
+
+def excerpt(report: Report, plot: str) -> str:
+    """For the README: the smallest frames and the footprint."""
+    parts = [
+        [f"![Cycles per packet by ring mode]({plot})"],
+        throughput(report, "modes", size=64),
+        footprint(report),
+        list(_provenance(report)),
+    ]
+    return "\n\n".join("\n".join(part) for part in parts if part) + "\n"
+
+
+def insert(page: Path, text: str) -> bool:
+    """Replace what stands between the markers of a page. False if it has none."""
+    content = page.read_text() if page.exists() else ""
+    before, begin, rest = content.partition(BEGIN)
+    _, end, after = rest.partition(END)
+    if not begin or not end:
+        return False
+    page.write_text(f"{before}{BEGIN}\n{text}{END}{after}")
+    return True

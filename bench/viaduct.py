@@ -1,0 +1,94 @@
+"""Our own switch, as a user starts it: `viaduct switch`, with a learning table and without hugepages."""
+
+import os
+import shlex
+import shutil
+import socket
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+import msgspec
+
+from bench.backend import BackEnd, Work
+from bench.process import Program, ProgramError
+
+
+class _Poller(msgspec.Struct):
+    frames: int
+    busy_seconds: float
+
+
+class _Statistics(msgspec.Struct):
+    pollers: list[_Poller]
+
+
+class _Reply(msgspec.Struct):
+    result: _Statistics
+
+
+def command() -> list[str] | None:
+    """The `viaduct` of this environment (or VIADUCT_COMMAND), or None where it is not installed."""
+    if chosen := os.environ.get("VIADUCT_COMMAND"):
+        return shlex.split(chosen)
+    beside = Path(sys.executable).parent / "viaduct"
+    found = str(beside) if beside.exists() else shutil.which("viaduct")
+    return [found] if found else None
+
+
+class Viaduct(BackEnd):
+    name = "viaduct"
+    title = "Viaduct"
+    hugepages_mb = 0
+
+    polling = "busy"
+    """How the poller waits. Throughput is measured with a poller that never sleeps, as the peers' never do."""
+
+    _program: Program | None = None
+    _control: socket.socket | None = None
+
+    def start(self, options: Sequence[str] = ()) -> None:
+        """`options` are further words of the command line."""
+        base = command()
+        if base is None:
+            raise ProgramError("there is no `viaduct` beside this Python or in PATH: make dev")
+        words = [*base, "switch", "--control", str(self.directory / "control")]
+        for index, path in enumerate(self.sockets):
+            words += ["--port", f"p{index}=vhost-user:{path}"]
+        words += ["--pollers", str(self.cpu), "--polling", self.polling, *options]
+        self._program = Program(self.name, words, cpu=self.cpu)
+        self.launched = self._program.started
+
+    def program(self) -> Program:
+        assert self._program is not None
+        return self._program
+
+    def work(self) -> Work:
+        if self._control is None:
+            self._control = socket.socket(socket.AF_UNIX)
+            self._control.settimeout(10)
+            self._control.connect(str(self.directory / "control"))
+        self._control.sendall(b'{"id":1,"method":"stats"}\n')
+        answer = b""
+        while not answer.endswith(b"\n"):
+            if not (chunk := self._control.recv(65536)):
+                raise ProgramError("viaduct closed its control socket instead of answering `stats`")
+            answer += chunk
+        pollers = msgspec.json.decode(answer, type=_Reply).result.pollers
+        busy = sum(poller.busy_seconds for poller in pollers)
+        return Work(round(busy * self.tsc_hz), sum(poller.frames for poller in pollers))
+
+    def stop(self) -> None:
+        if self._control is not None:
+            self._control.close()
+            self._control = None
+        if self._program is not None:
+            self._program.stop()
+
+
+class AdaptiveViaduct(Viaduct):
+    """With the default polling: spins while packets flow and sleeps when they do not."""
+
+    name = "viaduct-adaptive"
+    title = "Viaduct, adaptive"
+    polling = "adaptive"
