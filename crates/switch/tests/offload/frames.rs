@@ -86,7 +86,7 @@ impl Recipe {
             let at = self.network() + 10;
             frame[at..at + 2].copy_from_slice(&checksum.to_be_bytes());
         }
-        frame.extend([0x13, 0x88, 0x13, 0x89]);
+        frame.extend([0x9c, 0x41, 0x9c, 0x42]);
         if self.tcp {
             frame.extend(self.sequence.to_be_bytes());
             frame.extend([1, 2, 3, 4, (5 + self.options / 4) as u8 * 16, self.flags, 0x20, 0, 0, 0, 0, 0]);

@@ -1,8 +1,9 @@
 //! Checksums completed and frames segmented, checked by an implementation that shares nothing with the crate's.
 
-mod offload_frames;
+mod frames;
+mod tshark;
 
-use offload_frames::{Recipe, verify};
+use frames::{Recipe, verify};
 use proptest::prelude::*;
 use viaduct_switch::net_header::{GSO_ECN, GSO_NONE, GSO_TCPV4, GSO_TCPV6, GSO_UDP, GSO_UDP_L4, NEEDS_CSUM, NetHeader};
 use viaduct_switch::offload::{MAX_SEGMENTS, OffloadError, Segments, check, complete_checksum, segment};
