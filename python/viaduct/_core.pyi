@@ -1,6 +1,6 @@
 """The Rust half of Viaduct: packets, rings and guest memory. Decisions are made in Python."""
 
-from typing import final
+from typing import Literal, final
 
 VERSION: str
 
@@ -26,6 +26,129 @@ class GuestMemory:
     @property
     def faulted(self) -> bool:
         """Whether the file behind a region became shorter under us: it reads as zeroes there."""
+
+class RingError(ValueError):
+    """A virtqueue that breaks the rules; the text names what was found, what is allowed and the section of virtio 1.2."""
+
+def ring_parts(
+    layout: Literal["split", "packed"], size: int, *, event_idx: bool = True
+) -> list[tuple[int, int]]:
+    """Size and alignment in bytes of a queue's descriptor, driver and device part (virtio 1.2, 2.7 and 2.8.10.1).
+
+    Raises RingError for a size that the layout does not allow.
+    """
+
+@final
+class Chain:
+    """A buffer that the driver made available and a device has taken."""
+
+    @property
+    def id(self) -> int:
+        """Split: index of its first descriptor; packed: buffer id."""
+    @property
+    def readable_len(self) -> int:
+        """Bytes for the device to read."""
+    @property
+    def writable_len(self) -> int:
+        """Bytes of room for the device to write."""
+    @property
+    def written(self) -> int:
+        """Bytes written so far by `write`."""
+    def read(self) -> bytes:
+        """All that the device may read, copied. Another call may find other bytes: the driver can change them."""
+    def write(self, data: bytes) -> None:
+        """Writes behind what was written before. Raises ValueError if there is no room, or the chain was given back."""
+
+@final
+class DeviceQueue:
+    """The device side of a virtqueue (virtio 1.2, 2.7 and 2.8): take chains, give them back, publish.
+
+    Addresses are front-end-virtual, as in SET_VRING_ADDR; `base` is as in SET_VRING_BASE and by default that of a new
+    ring. Raises RingError if size, alignment or place are not allowed.
+    """
+
+    def __new__(
+        cls,
+        memory: GuestMemory,
+        *,
+        layout: Literal["split", "packed"],
+        size: int,
+        descriptor_addr: int,
+        driver_addr: int,
+        device_addr: int,
+        base: int | None = None,
+        event_idx: bool = False,
+        indirect: bool = False,
+        in_order: bool = False,
+    ) -> DeviceQueue: ...
+    def set_memory(self, memory: GuestMemory) -> None:
+        """Goes on with a new memory table. Raises RingError, and the queue is broken, if the ring is not in it."""
+    def pop(self) -> Chain | None:
+        """Takes the next chain. Raises RingError if it breaks the rules; the queue is broken for good then."""
+    def push(self, chain: Chain, written: int | None = None) -> None:
+        """Gives a chain back; `written` bytes (by default those that `Chain.write` wrote) are for the driver.
+
+        The driver does not see it before `publish`. Raises ValueError for a chain of another queue, one that was given
+        back before, or more bytes than it has room for.
+        """
+    def publish(self) -> bool:
+        """Shows the driver all chains given back. Returns whether it wants to be notified."""
+    def enable_notifications(self) -> bool:
+        """Asks the driver for kicks. Returns whether chains are there already: then look again before sleeping."""
+    def disable_notifications(self) -> None:
+        """Asks the driver not to kick."""
+    @property
+    def base(self) -> int:
+        """Where the queue stands, as in GET_VRING_BASE."""
+    @property
+    def error(self) -> str | None:
+        """Why the queue is broken, if it is."""
+
+@final
+class DriverQueue:
+    """The driver side of a virtqueue (virtio 1.2, 2.7 and 2.8): add buffers, kick, take them back.
+
+    Making one initializes the ring. Ring addresses are front-end-virtual; buffers are guest-physical. `tables` is the
+    guest address and length of an area for indirect tables: without one, buffers of several elements become chains.
+    Raises RingError if size, alignment or place are not allowed.
+    """
+
+    def __new__(
+        cls,
+        memory: GuestMemory,
+        *,
+        layout: Literal["split", "packed"],
+        size: int,
+        descriptor_addr: int,
+        driver_addr: int,
+        device_addr: int,
+        base: int | None = None,
+        event_idx: bool = False,
+        in_order: bool = False,
+        tables: tuple[int, int] | None = None,
+    ) -> DriverQueue: ...
+    def add(self, out: list[tuple[int, int]], input: list[tuple[int, int]], token: int) -> bool:
+        """Stages a buffer: (address, length) of the elements the device reads, then of those it writes.
+
+        Returns whether there was room. Raises RingError for a buffer that could never be added.
+        """
+    def kick(self) -> bool:
+        """Makes the staged buffers available. Returns whether the device wants to be notified."""
+    def take(self) -> tuple[int, int] | None:
+        """The next buffer that came back: its token and the bytes written into it.
+
+        Raises RingError if the device breaks the rules; the queue is broken for good then.
+        """
+    def enable_notifications(self) -> bool:
+        """Asks the device for calls. Returns whether buffers came back already: then look again before sleeping."""
+    def disable_notifications(self) -> None:
+        """Asks the device not to call."""
+    @property
+    def free(self) -> int:
+        """Descriptors that the device does not hold."""
+    @property
+    def base(self) -> int:
+        """Where the queue stands, as in SET_VRING_BASE: a device can be started from here."""
 
 Queue = tuple[int, int, dict[str, int], int, int]
 """Frames, bytes, drops by reason, notifications sent, offloads completed."""

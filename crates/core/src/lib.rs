@@ -1,6 +1,7 @@
 //! The extension module `viaduct._core`: the pure crates as Python sees them. Nothing else knows Python.
 
 mod memory;
+mod queue;
 mod switch;
 
 use pyo3::prelude::*;
@@ -12,6 +13,8 @@ mod _core {
     const VERSION: &str = env!("CARGO_PKG_VERSION");
     #[pymodule_export]
     use super::memory::GuestMemory;
+    #[pymodule_export]
+    use super::queue::{Chain, DeviceQueue, DriverQueue, RingError, ring_parts};
     #[pymodule_export]
     use super::switch::{Capture, Switch};
 }
