@@ -1,0 +1,119 @@
+"""What all kinds of port have in common."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Protocol
+
+from viaduct.switch.config import PortConfig
+from viaduct.switch.port_text import format_port
+from viaduct.switch.status import Link, Peer, PortStatus
+
+if TYPE_CHECKING:
+    from viaduct._core import Switch as DataPath
+
+ETHERNET_HEADER = 14
+
+
+class PortOwner(Protocol):
+    """What a port needs of its switch."""
+
+    @property
+    def data_path(self) -> DataPath: ...
+
+    def report(self, kind: str, message: str, port: str | None = None) -> None:
+        """Add an event to the switch's history (see `viaduct.switch.status.Event`)."""
+
+
+class Port:
+    """A port of a running switch. `open` makes it work, `close` ends it; in between, `status` describes it."""
+
+    pairs = 1
+    """Queue pairs."""
+    mtu: int | None = None
+    """Longest packet that is sent to the port unsegmented, Ethernet header not counted; None: no limit."""
+
+    def __init__(self, owner: PortOwner, name: str, config: PortConfig) -> None:
+        self.owner = owner
+        self.name = name
+        self.config = config
+        self.number = -1
+        """Its number in the data path, once open."""
+        self.broken: str | None = None
+        """Why it was detached."""
+
+    @property
+    def data_path(self) -> DataPath:
+        """The Rust half."""
+        return self.owner.data_path
+
+    async def open(self) -> None:
+        """Add the port to the data path and start it.
+
+        Raises:
+            ConfigError: what the configuration names cannot be had.
+        """
+        config = self.config
+        trunk = [(first, last) for first, last in config.trunk_ranges]
+        self.number = self.data_path.add_port(self.name, self.pairs, config.vlan, trunk, self.max_frame)
+        try:
+            await self._start()
+        except BaseException:
+            await self.close()
+            raise
+
+    async def close(self) -> None:
+        """End the port; nothing of it remains."""
+        await self._stop()
+        if self.number >= 0:
+            self.data_path.remove_port(self.number)
+            self.number = -1
+
+    def change(self, config: PortConfig) -> None:
+        """Take over VLANs and limits that differ, without the peer noticing."""
+        self.config = config
+        trunk = [(first, last) for first, last in config.trunk_ranges]
+        self.data_path.change_port(self.number, config.vlan, trunk, self.max_frame)
+
+    @property
+    def max_frame(self) -> int:
+        """The longest frame for the data path, 0 for no limit."""
+        return self.mtu + ETHERNET_HEADER if self.mtu else 0
+
+    def status(self, up: bool) -> PortStatus:
+        """The port as it is now. `up`: the data path can deliver frames to it."""
+        link: Link = "broken" if self.broken else "up" if up else "down"
+        return PortStatus(
+            name=self.name,
+            kind=self.config.kind,
+            config=format_port(self.config),
+            link=link,
+            queues=self.pairs if up else 0,
+            peer=self._peer(),
+            ring=self._ring(),
+            features=self._features(),
+            mtu=self.mtu,
+            detail=self.broken or (None if up else self._why_down()),
+        )
+
+    def queue_failed(self, index: int, message: str) -> None:
+        """The data path stopped virtqueue `index`."""
+        self.broken = f"queue {index}: {message}"
+        self.owner.report("port-broken", self.broken, self.name)
+
+    async def _start(self) -> None:
+        """Open what the port stands for."""
+
+    async def _stop(self) -> None:
+        """The inverse; also after a start that failed half-way."""
+
+    def _peer(self) -> Peer | None:
+        return None
+
+    def _ring(self) -> str | None:
+        return None
+
+    def _features(self) -> tuple[str, ...]:
+        return ()
+
+    def _why_down(self) -> str:
+        return "not started"
