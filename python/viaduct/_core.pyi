@@ -173,7 +173,7 @@ class Switch:
     def change_port(self, port: int, vlan: int | None, trunk: list[tuple[int, int]], max_frame: int) -> None:
         """Changes a port while frames flow."""
     def set_accepted(self, port: int, accepts: list[str]) -> None:
-        """Which offloads may be left to the port's receiver: csum, tso4, tso6, ecn, ufo, uso."""
+        """Which offloads may be left to the port's receiver: csum, tso4, tso6, ecn, uso."""
     def start_queue(
         self,
         port: int,

@@ -257,7 +257,6 @@ fn offloads(names: &[String]) -> PyResult<Offloads> {
             "tso4" => Offloads::TSO4,
             "tso6" => Offloads::TSO6,
             "ecn" => Offloads::ECN,
-            "ufo" => Offloads::UFO,
             "uso" => Offloads::USO,
             _ => return Err(PyValueError::new_err(format!("unknown offload {name:?}"))),
         };

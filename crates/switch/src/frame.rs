@@ -135,12 +135,13 @@ impl Frame {
         }
         match header.gso_type & !net_header::GSO_ECN {
             net_header::GSO_NONE => (header.gso_type, header.gso_size) = (net_header::GSO_NONE, 0),
-            net_header::GSO_TCPV4 | net_header::GSO_TCPV6 | net_header::GSO_UDP_L4 | net_header::GSO_UDP => {
+            net_header::GSO_TCPV4 | net_header::GSO_TCPV6 | net_header::GSO_UDP_L4 => {
                 // A segment's headers alone have more than 14 bytes; hdr_len is a hint, but not one past the frame.
                 if header.gso_size == 0 || !needs_csum || u32::from(header.hdr_len) > self.len {
                     return Err(DropReason::BadHeader);
                 }
             }
+            // GSO_UDP among them: HOST_UFO is not offered, because fragments are not what anyone wants.
             _ => return Err(DropReason::BadHeader),
         }
         (self.net, _) = header.to_words();
@@ -204,11 +205,6 @@ impl Frame {
             }
         }
         (hash.wrapping_mul(0x9e37_79b9_7f4a_7c15) >> 32) as u32
-    }
-
-    /// The header, decoded; `num_buffers` is 0.
-    pub fn net_header(&self) -> NetHeader {
-        NetHeader::from_words(self.net, u32::from(self.csum_offset))
     }
 
     /// The frame as it leaves through a port of this VLAN mode.
@@ -342,10 +338,8 @@ impl Offloads {
     pub const TSO6: Offloads = Offloads(4);
     /// TCP with CWR.
     pub const ECN: Offloads = Offloads(8);
-    /// UDP, fragmented.
-    pub const UFO: Offloads = Offloads(16);
     /// UDP, segmented.
-    pub const USO: Offloads = Offloads(32);
+    pub const USO: Offloads = Offloads(16);
 
     /// What a checked header asks for.
     fn asked_by(flags: u8, gso_type: u8) -> Offloads {
@@ -360,7 +354,6 @@ impl Offloads {
             | match gso_type & !net_header::GSO_ECN {
                 net_header::GSO_TCPV4 => Offloads::TSO4,
                 net_header::GSO_TCPV6 => Offloads::TSO6,
-                net_header::GSO_UDP => Offloads::UFO,
                 net_header::GSO_UDP_L4 => Offloads::USO,
                 _ => Offloads::NONE,
             }
