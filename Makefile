@@ -40,6 +40,7 @@ lint: dev $(STAMPS)/clippy ## formatting, clippy, ruff, mypy, and the stubs agai
 	$(BIN)/mypy
 	if [ -e python/viaduct/_core.pyi ]; then $(BIN)/python -m mypy.stubtest viaduct._core; fi
 	$(BIN)/python setup/house_rules.py
+	$(BIN)/python setup/docs_check.py
 
 rust-test: $(VENV)/rust.env ## the crates' own tests
 	$(RUST) if cargo nextest --version >/dev/null 2>&1; \
