@@ -248,23 +248,33 @@ fn replace(code: c_int, addr: usize) -> bool {
 /// Where the last fault that was not ours happened, and how often in a row.
 static FOREIGN: (AtomicUsize, AtomicU32) = (AtomicUsize::new(0), AtomicU32::new(0));
 /// A handler that returns without mending anything is called this often for one address before the default action.
-const FOREIGN_TRIES: u32 = 64;
+const FOREIGN_TRIES: u32 = 8;
+
+/// Whether the previous handler has had its turn in vain.
+fn exhausted(info: &libc::siginfo_t, addr: usize) -> bool {
+    if info.si_code <= 0 {
+        // A handler that gives up puts back the one it found, perhaps us, and sends the signal again. Python's does.
+        // SAFETY: a signal that was sent carries its sender; `getpid` has no conditions.
+        return FOREIGN.1.load(Ordering::Relaxed) > 0 && unsafe { info.si_pid() == libc::getpid() };
+    }
+    if FOREIGN.0.swap(addr, Ordering::Relaxed) != addr {
+        FOREIGN.1.store(0, Ordering::Relaxed);
+    }
+    FOREIGN.1.fetch_add(1, Ordering::Relaxed) >= FOREIGN_TRIES
+}
 
 fn pass_on(signal: c_int, info: *mut libc::siginfo_t, context: *mut c_void, addr: usize) {
-    // SAFETY: the slot named is written before it is named (see `install`), and not again while it is.
-    let previous = unsafe { (*PREVIOUS[PREVIOUS_SLOT.load(Ordering::Acquire)].0.get()).assume_init() };
-    let tries = if FOREIGN.0.swap(addr, Ordering::Relaxed) == addr {
-        FOREIGN.1.fetch_add(1, Ordering::Relaxed)
-    } else {
-        FOREIGN.1.store(0, Ordering::Relaxed);
-        0
+    // SAFETY: the kernel gives a valid `info`. The slot named is written before it is named, and not again while it is.
+    let (sent, exhausted, previous) = unsafe {
+        let previous = (*PREVIOUS[PREVIOUS_SLOT.load(Ordering::Acquire)].0.get()).assume_init();
+        ((*info).si_code <= 0, exhausted(&*info, addr), previous)
     };
     // SAFETY: `previous` is what the kernel would have called without us, with its kind of arguments. Setting the default
     // action and returning makes the fault, or the signal that is sent again, end the process.
     unsafe {
         match previous.sa_sigaction {
-            libc::SIG_IGN if (*info).si_code <= 0 => {}
-            handler if handler != libc::SIG_DFL && handler != libc::SIG_IGN && tries < FOREIGN_TRIES => {
+            libc::SIG_IGN if sent => {}
+            handler if handler != libc::SIG_DFL && handler != libc::SIG_IGN && !exhausted => {
                 if previous.sa_flags & libc::SA_SIGINFO != 0 {
                     let handler: extern "C" fn(c_int, *mut libc::siginfo_t, *mut c_void) = std::mem::transmute(handler);
                     handler(signal, info, context);
@@ -277,7 +287,7 @@ fn pass_on(signal: c_int, info: *mut libc::siginfo_t, context: *mut c_void, addr
                 let mut default: libc::sigaction = std::mem::zeroed();
                 default.sa_sigaction = libc::SIG_DFL;
                 libc::sigaction(signal, &default, std::ptr::null_mut());
-                if (*info).si_code <= 0 {
+                if sent {
                     libc::raise(signal);
                 }
             }

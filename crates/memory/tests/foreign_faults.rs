@@ -4,7 +4,7 @@
 use std::ffi::{c_int, c_void};
 use std::os::fd::{AsFd, AsRawFd};
 use std::os::unix::process::{CommandExt, ExitStatusExt};
-use std::process::{Command, ExitStatus};
+use std::process::{Command, ExitStatus, Output};
 
 use viaduct_memory::{GuestMemory, Mapping, RegionCache, memfd};
 
@@ -12,6 +12,10 @@ const CASE: &str = "VIADUCT_FOREIGN_FAULT";
 
 /// Runs [`case`] with `name` in another process.
 fn run(name: &str) -> ExitStatus {
+    output(name).status
+}
+
+fn output(name: &str) -> Output {
     let mut command = Command::new(std::env::current_exe().unwrap());
     command.args(["--exact", "case", "--ignored", "--test-threads=1"]).env(CASE, name);
     // A process that is meant to die leaves no core file.
@@ -23,7 +27,7 @@ fn run(name: &str) -> ExitStatus {
             Ok(())
         });
     }
-    command.output().unwrap().status
+    command.output().unwrap()
 }
 
 extern "C" fn exit_42(_: c_int, info: *mut libc::siginfo_t, _: *mut c_void) {
@@ -37,6 +41,18 @@ extern "C" fn exit_44(_: c_int) {
 }
 
 extern "C" fn nothing(_: c_int) {}
+
+/// Says that it was called, puts back the handler it found, and sends the signal again, as Python's `faulthandler` does.
+extern "C" fn give_up(signal: c_int) {
+    // SAFETY: all three may be called in a handler; the action was written before this became the handler.
+    unsafe {
+        libc::write(2, b"!".as_ptr().cast(), 1);
+        libc::sigaction(signal, (&raw const FOUND).cast(), std::ptr::null_mut());
+        libc::raise(signal);
+    }
+}
+
+static mut FOUND: std::mem::MaybeUninit<libc::sigaction> = std::mem::MaybeUninit::uninit();
 
 fn handle(handler: usize, flags: c_int) {
     // SAFETY: zeroes are a valid `sigaction`, and the handlers keep to what one may do.
@@ -93,6 +109,12 @@ fn case() {
         }
         "lazy" => {
             handle(lazy, 0);
+            kept.push(guard());
+        }
+        "gives up" => {
+            // SAFETY: one thread, before the handler is in place.
+            unsafe { libc::sigaction(libc::SIGBUS, std::ptr::null(), (&raw mut FOUND).cast()) };
+            handle(give_up as extern "C" fn(c_int) as usize, 0);
             kept.push(guard());
         }
         "sent" => {
@@ -154,6 +176,13 @@ fn handler_without_information_is_called() {
 #[test]
 fn handler_that_mends_nothing_does_not_loop() {
     assert_eq!(run("lazy").signal(), Some(libc::SIGBUS));
+}
+
+#[test]
+fn handler_that_gives_up_is_called_once() {
+    let output = output("gives up");
+    assert_eq!(output.status.signal(), Some(libc::SIGBUS));
+    assert!(output.stderr.ends_with(b"!") && !output.stderr.ends_with(b"!!"), "{:?}", output.stderr);
 }
 
 #[test]

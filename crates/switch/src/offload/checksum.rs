@@ -65,7 +65,7 @@ const LANES: usize = 8;
 #[inline]
 fn lanes(bytes: &[u8]) -> u64 {
     #[cfg(target_arch = "x86_64")]
-    if bytes.len() >= 256 && is_x86_feature_detected!("avx2") {
+    if bytes.len() >= 64 && is_x86_feature_detected!("avx2") {
         // SAFETY: the feature is there.
         return unsafe { lanes_avx2(bytes) };
     }
