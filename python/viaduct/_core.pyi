@@ -28,11 +28,9 @@ class GuestMemory:
         """Whether the file behind a region became shorter under us: it reads as zeroes there."""
 
 class RingError(ValueError):
-    """A virtqueue that breaks the rules; the text names what was found, what is allowed and the section of virtio 1.2."""
+    """A virtqueue that breaks the rules: what was found, what is allowed, the section of virtio 1.2."""
 
-def ring_parts(
-    layout: Literal["split", "packed"], size: int, *, event_idx: bool = True
-) -> list[tuple[int, int]]:
+def ring_parts(layout: Literal["split", "packed"], size: int, *, event_idx: bool = True) -> list[tuple[int, int]]:
     """Size and alignment in bytes of a queue's descriptor, driver and device part (virtio 1.2, 2.7 and 2.8.10.1).
 
     Raises RingError for a size that the layout does not allow.
@@ -164,9 +162,7 @@ class Switch:
 
     def __new__(cls, pollers: list[int | None], polling: str, event_fd: int) -> Switch:
         """Starts a poller for each entry, pinned to that CPU or free; `event_fd` is signalled when there are events."""
-    def add_port(
-        self, name: str, pairs: int, vlan: int | None, trunk: list[tuple[int, int]], max_frame: int
-    ) -> int:
+    def add_port(self, name: str, pairs: int, vlan: int | None, trunk: list[tuple[int, int]], max_frame: int) -> int:
         """Adds a port whose queues are down and returns its number. `max_frame` in bytes, 0: no limit."""
     def remove_port(self, port: int) -> None:
         """Stops the port's queues and forgets its stations."""
