@@ -22,6 +22,7 @@ import logging
 from collections.abc import Awaitable
 from typing import TYPE_CHECKING
 
+from viaduct._core import DeviceQueue, RingError
 from viaduct.vhost_user.device import Device, Vring
 from viaduct.vhost_user.event_fd import drain, signal
 from viaduct.virtio.features import DeviceFeature
@@ -37,40 +38,6 @@ POLL_INTERVAL = 0.001
 """Seconds between looks at a queue whose driver does not notify (SET_VRING_KICK without descriptor)."""
 
 
-class Chain:
-    """One request: what the driver gives to read, then the room it gives to write to (virtio 1.2, 2.7.4.2)."""
-
-    __slots__ = ("core", "written")
-
-    def __init__(self, core: _core.Chain) -> None:
-        self.core = core
-        self.written = 0
-        """Bytes written so far; this is what the driver is told."""
-
-    @property
-    def readable_len(self) -> int:
-        """Bytes the driver gives."""
-        return self.core.readable_len
-
-    @property
-    def writable_len(self) -> int:
-        """Bytes of room the driver gives."""
-        return self.core.writable_len
-
-    def read(self) -> bytes:
-        """All bytes the driver gives."""
-        return self.core.read()
-
-    def write(self, data: bytes) -> None:
-        """Appends `data` to what has been written. Raises ValueError if there is no room for it."""
-        if self.written + len(data) > self.core.writable_len:
-            raise ValueError(
-                f"{self.written + len(data)} bytes written to a chain with room for {self.core.writable_len}"
-            )
-        self.core.write(data)
-        self.written += len(data)
-
-
 class QueueDevice(Device):
     """Base of devices written in Python: set `device_id` (and `queue_count`, `features`) and define `handle`."""
 
@@ -80,12 +47,14 @@ class QueueDevice(Device):
 
     def __init__(self) -> None:
         self._negotiated = 0
-        self._memory: _core.GuestMemory | None = None
+        self.memory: _core.GuestMemory | None = None
+        """The guest's memory, while a front-end is connected."""
         self._queues: dict[int, _RunningQueue] = {}
 
-    def handle(self, queue: int, chain: Chain) -> Awaitable[None] | None:
-        """Answers one request of queue number `queue`. What it wrote to `chain` goes back to the driver when it returns
-        (or, if it is ``async def``, when it finishes)."""
+    def handle(self, queue: int, chain: _core.Chain) -> Awaitable[None] | None:
+        """Answers one request of queue number `queue`: reads what the driver gives with ``chain.read()`` and appends
+        to the room it gives with ``chain.write(data)``. The chain goes back to the driver when this returns or, if it
+        is ``async def``, when it finishes."""
         raise NotImplementedError
 
     def set_features(self, features: int) -> None:
@@ -94,14 +63,12 @@ class QueueDevice(Device):
     def set_memory(self, memory: _core.GuestMemory) -> None:
         for queue in self._queues.values():
             queue.core.set_memory(memory)
-        self._memory = memory
+        self.memory = memory
 
     def start_queue(self, vring: Vring) -> None:
-        from viaduct._core import DeviceQueue
-
-        assert self._memory is not None
+        assert self.memory is not None
         core = DeviceQueue(
-            self._memory,
+            self.memory,
             layout="packed" if self._negotiated & DeviceFeature.RING_PACKED else "split",
             size=vring.size,
             descriptor_addr=vring.descriptor_addr,
@@ -134,7 +101,7 @@ class QueueDevice(Device):
         self._queues[index].call_fd = fd
 
     def disconnected(self, reason: str) -> None:
-        self._memory = None
+        self.memory = None
 
 
 class _RunningQueue:
@@ -196,8 +163,11 @@ class _RunningQueue:
         if self._next_look is not None:
             self._next_look.cancel()
             self._next_look = None
+        memory = self.device.memory
         try:
             more = self._answer()
+            if memory is not None and memory.faulted:
+                raise RingError("the file behind the guest's memory was truncated under it")
         except Exception as error:
             self._fail(error)
             return
@@ -211,17 +181,16 @@ class _RunningQueue:
         completed = False
         try:
             for _ in range(BATCH):
-                core_chain = self.core.pop()
-                if core_chain is None:
+                chain = self.core.pop()
+                if chain is None:
                     break
-                chain = Chain(core_chain)
                 pending = self.device.handle(self.index, chain)
                 if inspect.isawaitable(pending):
                     task = asyncio.ensure_future(self._complete_later(pending, chain))
                     self._in_flight.add(task)
                     task.add_done_callback(self._in_flight.discard)
                 else:
-                    self.core.push(core_chain, chain.written)
+                    self.core.push(chain)
                     completed = True
             else:
                 return True
@@ -230,11 +199,11 @@ class _RunningQueue:
                 self._publish()
         return self.kick_fd is not None and self.core.enable_notifications()
 
-    async def _complete_later(self, pending: Awaitable[None], chain: Chain) -> None:
+    async def _complete_later(self, pending: Awaitable[None], chain: _core.Chain) -> None:
         try:
             await pending
             if not self._failed:
-                self.core.push(chain.core, chain.written)
+                self.core.push(chain)
                 self._publish()
         except Exception as error:
             if not self._failed:
@@ -248,6 +217,13 @@ class _RunningQueue:
         """The driver broke the ring, or the device could not answer: the queue goes no further."""
         self.pause()
         self._failed = True
-        log.debug("queue %d failed", self.index, exc_info=error)
-        if self.device.backend is not None:
-            self.device.backend.fail_queue(self.index, str(error) or type(error).__name__)
+        backend, memory = self.device.backend, self.device.memory
+        if backend is None:
+            return
+        if memory is not None and memory.faulted:
+            backend.disconnect(str(error))
+        elif isinstance(error, RingError):
+            backend.fail_queue(self.index, str(error))
+        else:
+            log.error("the device failed to answer a request", exc_info=error)
+            backend.fail_queue(self.index, f"the device failed: {type(error).__name__}: {error}")

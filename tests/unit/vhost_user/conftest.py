@@ -3,15 +3,17 @@ nothing."""
 
 from __future__ import annotations
 
+import gc
 import os
 import tempfile
 from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 
 import pytest
-from stand_ins import RecordingDevice
+
+from vhost_user.stand_ins import RecordingDevice
+from vhost_user.wire_client import Guest
 from viaduct.vhost_user import Backend
-from wire_client import Guest
 
 
 def _resources() -> dict[str, object]:
@@ -30,6 +32,7 @@ def leaves_nothing() -> Iterator[None]:
     """File descriptors, mappings and threads are the same before and after each test."""
     before = _resources()
     yield
+    gc.collect()
     assert _resources() == before
 
 

@@ -4,10 +4,17 @@ from __future__ import annotations
 
 import asyncio
 import os
+from collections.abc import Callable
 from typing import Any
 
 from viaduct.vhost_user import Device, Inflight, Peer, ProtocolFeature, Vring
 from viaduct.virtio import DeviceFeature, DeviceType, NetFeature
+
+
+async def until(condition: Callable[[], object]) -> None:
+    """Waits for what shows itself in no event: a line in the log, a value in another object."""
+    while not condition():  # noqa: ASYNC110
+        await asyncio.sleep(0.001)
 
 
 class RecordingDevice(Device):

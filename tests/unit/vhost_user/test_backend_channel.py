@@ -3,9 +3,10 @@
 import socket
 
 import pytest
-from stand_ins import RecordingDevice
+
+from vhost_user.stand_ins import RecordingDevice
+from vhost_user.wire_client import ACK, HEADER, NACK, Guest, u64
 from viaduct.vhost_user import Backend
-from wire_client import ACK, HEADER, NACK, Guest, u64
 
 
 async def test_config_change(negotiated: Guest, backend: Backend) -> None:

@@ -3,8 +3,9 @@
 import struct
 
 import pytest
-from stand_ins import RecordingDevice
-from wire_client import ACK, NACK, Guest
+
+from vhost_user.stand_ins import RecordingDevice
+from vhost_user.wire_client import ACK, NACK, Guest
 
 
 def config(offset: int, size: int, flags: int = 0, data: bytes | None = None) -> bytes:

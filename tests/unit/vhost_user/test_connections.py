@@ -6,9 +6,10 @@ import os
 from pathlib import Path
 
 import pytest
-from stand_ins import RecordingDevice
+
+from vhost_user.stand_ins import RecordingDevice, until
+from vhost_user.wire_client import ACK, Guest, u64
 from viaduct.vhost_user import Backend, VhostUserError
-from wire_client import ACK, Guest, u64
 
 
 async def test_a_second_front_end_is_refused_at_once(
@@ -131,6 +132,6 @@ async def test_whats_logged_of_a_life(backend: Backend, caplog: pytest.LogCaptur
     guest.sock.shutdown(1)
     assert await guest.closed()
     guest.close()
-    await asyncio.sleep(0.01)
+    await until(lambda: len(caplog.messages) == 2)
     who = f"port vm1 ({backend.path}, peer pid {os.getpid()})"
     assert caplog.messages == [f"{who}: connected", f"{who}: disconnected: the front-end closed the connection"]

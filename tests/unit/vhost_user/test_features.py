@@ -1,7 +1,7 @@
 """GET_FEATURES and SET_FEATURES."""
 
-from stand_ins import RecordingDevice
-from wire_client import ACK, FEATURES, NACK, Guest, state, u64
+from vhost_user.stand_ins import RecordingDevice
+from vhost_user.wire_client import ACK, FEATURES, NACK, Guest, state, u64
 
 PROTOCOL_FEATURES = 1 << 30
 LOG_ALL = 1 << 26

@@ -5,8 +5,9 @@ import os
 import resource
 
 import pytest
-from stand_ins import RecordingDevice
-from wire_client import ACK, HEADER, MEMORY_SIZE, NACK, NEED_REPLY, USER_BASE, VERSION, Guest, regions, u64
+
+from vhost_user.stand_ins import RecordingDevice, until
+from vhost_user.wire_client import ACK, HEADER, MEMORY_SIZE, NACK, NEED_REPLY, USER_BASE, VERSION, Guest, regions, u64
 
 
 async def test_a_message_byte_by_byte(wire: Guest, device: RecordingDevice) -> None:
@@ -96,7 +97,6 @@ async def test_descriptors_that_this_process_may_not_open(wire: Guest, device: R
 
 async def test_a_front_end_that_reads_no_answers_stops_only_itself(wire: Guest, device: RecordingDevice) -> None:
     message = HEADER.pack(1, VERSION, 0)
-    while (await asyncio.sleep(0), wire.takes(message))[1]:
-        pass
+    await until(lambda: not wire.takes(message))
     for _ in range(20):
         assert (await wire.receive()).request == 1

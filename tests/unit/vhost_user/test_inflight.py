@@ -4,8 +4,9 @@ import os
 import struct
 
 import pytest
-from stand_ins import RecordingDevice
-from wire_client import ACK, NACK, Guest, state
+
+from vhost_user.stand_ins import RecordingDevice
+from vhost_user.wire_client import ACK, NACK, Guest, state
 
 
 def description(size: int, offset: int, queues: int, queue_size: int, padding: int = 4) -> bytes:

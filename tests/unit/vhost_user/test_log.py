@@ -2,8 +2,8 @@
 
 import struct
 
-from stand_ins import RecordingDevice
-from wire_client import ACK, NACK, Guest
+from vhost_user.stand_ins import RecordingDevice
+from vhost_user.wire_client import ACK, NACK, Guest
 
 
 async def test_base(negotiated: Guest, device: RecordingDevice) -> None:

@@ -1,9 +1,10 @@
 """GET_MAX_MEM_SLOTS, ADD_MEM_REG and REM_MEM_REG."""
 
 import pytest
-from stand_ins import RecordingDevice
+
+from vhost_user.stand_ins import RecordingDevice
+from vhost_user.wire_client import ACK, MEMORY_SIZE, NACK, USER_BASE, Guest, single, u64
 from viaduct.vhost_user import ProtocolFeature
-from wire_client import ACK, MEMORY_SIZE, NACK, USER_BASE, Guest, single, u64
 
 PAGE = 4096
 

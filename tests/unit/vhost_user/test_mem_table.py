@@ -3,8 +3,9 @@
 import os
 
 import pytest
-from stand_ins import RecordingDevice
-from wire_client import ACK, MEMORY_SIZE, NACK, USER_BASE, Guest, regions
+
+from vhost_user.stand_ins import RecordingDevice
+from vhost_user.wire_client import ACK, MEMORY_SIZE, NACK, USER_BASE, Guest, regions
 
 PAGE = 4096
 

@@ -1,8 +1,9 @@
 """SEND_RARP and NET_SET_MTU."""
 
 import pytest
-from stand_ins import RecordingDevice
-from wire_client import ACK, NACK, Guest, u64
+
+from vhost_user.stand_ins import RecordingDevice
+from vhost_user.wire_client import ACK, NACK, Guest, u64
 
 
 async def test_mtu(negotiated: Guest, device: RecordingDevice) -> None:

@@ -1,7 +1,7 @@
 """SET_OWNER and RESET_OWNER."""
 
-from stand_ins import RecordingDevice
-from wire_client import ACK, NACK, Guest, u64
+from vhost_user.stand_ins import RecordingDevice
+from vhost_user.wire_client import ACK, NACK, Guest, u64
 
 
 async def test_marks_the_session_once(wire: Guest, device: RecordingDevice) -> None:

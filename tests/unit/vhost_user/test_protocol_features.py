@@ -1,8 +1,8 @@
 """GET_PROTOCOL_FEATURES and SET_PROTOCOL_FEATURES."""
 
-from stand_ins import RecordingDevice
+from vhost_user.stand_ins import RecordingDevice
+from vhost_user.wire_client import ACK, NACK, Guest, u64
 from viaduct.vhost_user import ProtocolFeature
-from wire_client import ACK, NACK, Guest, u64
 
 
 async def test_may_be_asked_before_anything_else(wire: Guest, device: RecordingDevice) -> None:

@@ -1,8 +1,9 @@
 """GET_QUEUE_NUM."""
 
-from stand_ins import RecordingDevice
+from vhost_user.stand_ins import RecordingDevice
+from vhost_user.wire_client import Guest
 from viaduct.vhost_user import ProtocolFeature
-from wire_client import Guest
+from viaduct.virtio import DeviceType
 
 
 async def test_a_network_device_counts_pairs(wire: Guest) -> None:
@@ -10,7 +11,7 @@ async def test_a_network_device_counts_pairs(wire: Guest) -> None:
 
 
 async def test_other_devices_count_queues(wire: Guest, device: RecordingDevice) -> None:
-    device.device_id = 4
+    device.device_id = DeviceType.ENTROPY
     assert (await wire.ask(17)).u64 == 6
 
 

@@ -14,10 +14,11 @@ from typing import Any
 
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from stand_ins import RecordingDevice
+
+from vhost_user.stand_ins import RecordingDevice
+from vhost_user.wire_client import HEADER, MEMORY_SIZE, USER_BASE, Guest, address, memfd, regions, single, state, u64
 from viaduct.vhost_user import Backend
 from viaduct.vhost_user.protocol import FRONT_END_REQUESTS, Request
-from wire_client import HEADER, MEMORY_SIZE, USER_BASE, Guest, address, memfd, regions, single, state, u64
 
 RINGS = st.sampled_from([0, 0, 1, 5, 6, 0xFFFFFFFF])
 REGIONS = st.sampled_from(

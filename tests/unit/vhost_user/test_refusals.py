@@ -3,9 +3,10 @@
 import os
 
 import pytest
-from stand_ins import RecordingDevice
+
+from vhost_user.stand_ins import RecordingDevice
+from vhost_user.wire_client import ACK, NACK, NEED_REPLY, VERSION, Guest, u64
 from viaduct.vhost_user.protocol import FRONT_END_REQUESTS, IMPLEMENTED, Request
-from wire_client import ACK, NACK, NEED_REPLY, VERSION, Guest, u64
 
 NOT_OFFERED = [
     request

@@ -6,9 +6,10 @@ import socket
 from pathlib import Path
 
 import pytest
-from stand_ins import RecordingDevice
+
+from vhost_user.stand_ins import RecordingDevice
+from vhost_user.wire_client import Guest
 from viaduct.vhost_user import Backend, SocketPathError
-from wire_client import Guest
 
 
 async def refused(path: str, client: bool = False) -> str:

@@ -1,7 +1,7 @@
 """SET_STATUS, GET_STATUS and RESET_DEVICE."""
 
-from stand_ins import RecordingDevice
-from wire_client import ACK, FEATURES, NACK, Guest, state, u64
+from vhost_user.stand_ins import RecordingDevice
+from vhost_user.wire_client import ACK, FEATURES, NACK, Guest, state, u64
 
 
 async def test_status_is_kept(negotiated: Guest) -> None:

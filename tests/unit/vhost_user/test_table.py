@@ -4,7 +4,8 @@ import subprocess
 import sys
 
 import pytest
-from stand_ins import RecordingDevice
+
+from vhost_user.stand_ins import RecordingDevice
 from viaduct.vhost_user.backend_state import BackendState
 from viaduct.vhost_user.protocol import (
     BACK_END_REQUESTS,

@@ -1,8 +1,9 @@
 """SET_VRING_ADDR."""
 
 import pytest
-from stand_ins import RecordingDevice
-from wire_client import ACK, FEATURES, MEMORY_SIZE, NACK, USER_BASE, Guest, address, state, u64
+
+from vhost_user.stand_ins import RecordingDevice
+from vhost_user.wire_client import ACK, FEATURES, MEMORY_SIZE, NACK, USER_BASE, Guest, address, state, u64
 
 END = USER_BASE + MEMORY_SIZE
 

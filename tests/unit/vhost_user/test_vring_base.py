@@ -3,8 +3,9 @@
 import struct
 
 import pytest
-from stand_ins import RecordingDevice
-from wire_client import ACK, FEATURES, NACK, Guest, state
+
+from vhost_user.stand_ins import RecordingDevice
+from vhost_user.wire_client import ACK, FEATURES, NACK, Guest, state
 
 PACKED = FEATURES | 1 << 34
 

@@ -2,9 +2,9 @@
 
 import os
 
-from stand_ins import RecordingDevice
+from vhost_user.stand_ins import RecordingDevice
+from vhost_user.wire_client import ACK, NO_FD, Guest, state, u64
 from viaduct.vhost_user import Backend
-from wire_client import ACK, NO_FD, Guest, state, u64
 
 
 async def test_a_running_ring_gets_the_new_call(ready: Guest, device: RecordingDevice) -> None:

@@ -1,7 +1,7 @@
 """SET_VRING_ENABLE."""
 
-from stand_ins import RecordingDevice
-from wire_client import ACK, NACK, Guest, state
+from vhost_user.stand_ins import RecordingDevice
+from vhost_user.wire_client import ACK, NACK, Guest, state
 
 
 async def test_before_the_start_and_before_set_features(wire: Guest, device: RecordingDevice) -> None:

@@ -3,9 +3,10 @@
 import os
 
 import pytest
-from stand_ins import RecordingDevice
+
+from vhost_user.stand_ins import RecordingDevice
+from vhost_user.wire_client import ACK, NACK, NO_FD, USER_BASE, Guest, regions, state, u64
 from viaduct.vhost_user import Vring
-from wire_client import ACK, NACK, NO_FD, USER_BASE, Guest, regions, state, u64
 
 
 async def test_starts_the_ring_with_all_that_was_said(ready: Guest, device: RecordingDevice) -> None:

@@ -1,8 +1,9 @@
 """SET_VRING_NUM."""
 
 import pytest
-from stand_ins import RecordingDevice
-from wire_client import ACK, FEATURES, NACK, Guest, state
+
+from vhost_user.stand_ins import RecordingDevice
+from vhost_user.wire_client import ACK, FEATURES, NACK, Guest, state
 
 PACKED = FEATURES | 1 << 34
 

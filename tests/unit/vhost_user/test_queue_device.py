@@ -1,0 +1,206 @@
+"""Devices that answer in Python, driven by our own front-end and driver over shared memory."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import runpy
+from collections.abc import Awaitable
+from pathlib import Path
+
+import pytest
+
+from vhost_user.driver import Driver
+from vhost_user.stand_ins import until
+from viaduct._core import Chain
+from viaduct.vhost_user import Backend, FrontEnd, QueueDevice
+from viaduct.virtio import DeviceFeature, DeviceType
+
+ALL = DeviceFeature.VERSION_1 | DeviceFeature.INDIRECT_DESC
+LAYOUTS = [
+    pytest.param(ALL, id="split"),
+    pytest.param(ALL | DeviceFeature.EVENT_IDX, id="split, event index"),
+    pytest.param(ALL | DeviceFeature.RING_PACKED, id="packed"),
+    pytest.param(ALL | DeviceFeature.RING_PACKED | DeviceFeature.EVENT_IDX, id="packed, event suppression"),
+]
+
+
+class Echo(QueueDevice):
+    """Gives back what it reads, in upper case."""
+
+    device_id = DeviceType.CONSOLE
+    queue_count = 2
+
+    def handle(self, queue: int, chain: Chain) -> Awaitable[None] | None:
+        chain.write(chain.read().upper())
+        return None
+
+
+class SlowEcho(QueueDevice):
+    """Gives back what it reads as soon as it is told to."""
+
+    device_id = DeviceType.CONSOLE
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.waiting: dict[bytes, asyncio.Event] = {}
+
+    async def handle(self, queue: int, chain: Chain) -> None:
+        text = chain.read()
+        self.waiting[text] = asyncio.Event()
+        await self.waiting[text].wait()
+        chain.write(text)
+
+
+class Broken(QueueDevice):
+    device_id = DeviceType.CONSOLE
+
+    def handle(self, queue: int, chain: Chain) -> None:
+        raise KeyError("no such thing")
+
+
+def front_end(path: Path, features: int, queues: int = 1) -> FrontEnd:
+    return FrontEnd(
+        str(path),
+        device_id=DeviceType.CONSOLE,
+        features=features,
+        required=features,
+        queue_count=queues,
+        queue_size=8,
+        memory_size=1 << 20,
+        user_base=0x7F00_0000_0000,
+    )
+
+
+@pytest.mark.parametrize("features", LAYOUTS)
+async def test_requests_are_answered(socket_dir: Path, features: int) -> None:
+    path = socket_dir / "s"
+    async with Backend(Echo(), str(path)), front_end(path, features, queues=2) as fe:
+        drivers = [Driver(fe, index) for index in range(2)]
+        for round_ in range(50):
+            for driver in drivers:
+                text = f"round {round_}".encode()
+                assert await driver.ask(text, 64) == text.upper()
+
+
+@pytest.mark.parametrize("features", LAYOUTS)
+async def test_a_full_ring_at_once(socket_dir: Path, features: int) -> None:
+    path = socket_dir / "s"
+    async with Backend(Echo(), str(path)), front_end(path, features, queues=2) as fe:
+        driver = Driver(fe, 0)
+        texts = [f"text {i}".encode() for i in range(4)]
+        assert await driver.ask_all(texts, 64) == [text.upper() for text in texts]
+
+
+async def test_a_stopped_queue_goes_on(socket_dir: Path) -> None:
+    path = socket_dir / "s"
+    async with Backend(Echo(), str(path)), front_end(path, ALL, queues=2) as fe:
+        assert await Driver(fe, 0).ask(b"before", 64) == b"BEFORE"
+        assert await fe.stop() == [1, 0]
+        await fe.start()
+        assert await Driver(fe, 0).ask(b"after", 64) == b"AFTER"
+
+
+@pytest.mark.parametrize("features", LAYOUTS)
+async def test_requests_finish_in_any_order(socket_dir: Path, features: int) -> None:
+    path = socket_dir / "s"
+    device = SlowEcho()
+    async with Backend(device, str(path)), front_end(path, features) as fe:
+        driver = Driver(fe, 0)
+        asking = asyncio.create_task(driver.ask_all([b"one", b"two"], 64))
+        await until(lambda: len(device.waiting) == 2)
+        device.waiting[b"two"].set()
+        await asyncio.sleep(0.001)
+        device.waiting[b"one"].set()
+        assert await asking == [b"one", b"two"]
+        assert driver.order == [1, 0]
+
+
+async def test_a_stop_waits_for_what_is_in_flight(socket_dir: Path) -> None:
+    path = socket_dir / "s"
+    device = SlowEcho()
+    async with Backend(device, str(path)), front_end(path, ALL) as fe:
+        driver = Driver(fe, 0)
+        asking = asyncio.create_task(driver.ask(b"one", 64))
+        await until(lambda: device.waiting)
+        stopping = asyncio.create_task(fe.stop())
+        await asyncio.sleep(0.01)
+        assert not stopping.done()
+        device.waiting[b"one"].set()
+        assert await stopping == [1]
+        assert await asking == b"one"
+
+
+async def test_what_is_in_flight_is_dropped_with_the_front_end(socket_dir: Path) -> None:
+    path = socket_dir / "s"
+    device = SlowEcho()
+    async with Backend(device, str(path)):
+        fe = front_end(path, ALL)
+        await fe.start()
+        driver = Driver(fe, 0)
+        asking = asyncio.create_task(driver.ask(b"one", 64))
+        await until(lambda: device.waiting)
+        asking.cancel()
+        fe.queues = ()  # As if it had crashed: no GET_VRING_BASE.
+        del driver
+        await fe.close()
+        async with front_end(path, ALL) as other:
+            device.waiting.clear()
+            asking = asyncio.create_task(Driver(other, 0).ask(b"two", 64))
+            await until(lambda: device.waiting)
+            device.waiting[b"two"].set()
+            assert await asking == b"two"
+
+
+async def test_a_driver_that_breaks_its_ring_is_told(socket_dir: Path, caplog: pytest.LogCaptureFixture) -> None:
+    path = socket_dir / "s"
+    async with Backend(Echo(), str(path), name="echo"), front_end(path, ALL, queues=2) as fe:
+        queue = fe.queues[0]
+        os.pwrite(fe.memory_fd, b"\x00\x00\xff\x7f", queue.driver_addr)  # available index 32767 of 8
+        os.eventfd_write(queue.kick_fd, 1)
+        await until(lambda: "the queue stays stopped" in caplog.text)
+        assert f"port echo ({path}, peer pid {os.getpid()}): queue 0: " in caplog.text
+        assert await Driver(fe, 1).ask(b"still here", 64) == b"STILL HERE"
+
+
+async def test_a_device_that_raises_stops_its_queue_only(socket_dir: Path, caplog: pytest.LogCaptureFixture) -> None:
+    path = socket_dir / "s"
+    async with Backend(Broken(), str(path)), front_end(path, ALL) as fe:
+        driver = Driver(fe, 0)
+        asking = asyncio.create_task(driver.ask(b"x", 8))
+        await until(lambda: "the device failed: KeyError: 'no such thing'" in caplog.text)
+        asking.cancel()
+        assert await fe.stop() == [1]
+    caplog.clear()  # Its tracebacks hold the memory.
+
+
+async def test_a_disabled_queue_waits(socket_dir: Path) -> None:
+    path = socket_dir / "s"
+    device = SlowEcho()
+    async with Backend(device, str(path)), front_end(path, ALL) as fe:
+        await fe.enable(0, False)
+        asking = asyncio.create_task(Driver(fe, 0).ask(b"one", 64))
+        await asyncio.sleep(0.01)
+        assert not device.waiting
+        await fe.enable(0, True)
+        await until(lambda: device.waiting)
+        device.waiting[b"one"].set()
+        assert await asking == b"one"
+
+
+async def test_a_queue_without_kicks_is_polled(socket_dir: Path) -> None:
+    path = socket_dir / "s"
+    async with Backend(Echo(), str(path)), front_end(path, ALL, queues=2) as fe:
+        await fe.request("SET_VRING_KICK", (0x100,))
+        assert await Driver(fe, 0).ask(b"no kick reaches it", 64) == b"NO KICK REACHES IT"
+
+
+async def test_the_entropy_example(socket_dir: Path) -> None:
+    example = runpy.run_path(str(Path(__file__).parents[3] / "examples" / "rng.py"))
+    path = socket_dir / "s"
+    async with Backend(example["Rng"](), str(path)), front_end(path, ALL) as fe:
+        driver = Driver(fe, 0)
+        first, second = await driver.ask(b"", 64), await driver.ask(b"", 64)
+        assert len(first) == len(second) == 64
+        assert first != second
+        assert len(await driver.ask(b"", 100_000)) == 65536
