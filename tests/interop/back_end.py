@@ -35,4 +35,4 @@ class BackEnd(Protocol):
         """End it in order; raises PeerError when it leaves something behind."""
 
     def kill(self) -> None:
-        """End it with SIGKILL."""
+        """End it with SIGKILL, if it runs."""

@@ -100,6 +100,7 @@ class Guest:
     memory: str = "384M"
     processors: int = 1
     boot_id: str = ""
+    process: PeerProcess | None = None
     _tags: itertools.count[int] = field(default_factory=itertools.count)
     _received: bytes = b""
 
@@ -186,7 +187,7 @@ class Guest:
     def evidence(self) -> str:
         """The ends of QEMU's log and of the guest's console."""
         console = self._console.read_text(errors="replace")[-TAIL:] if self._console.exists() else ""
-        return f"QEMU:\n{self.process.tail()}\nconsole:\n{console}"
+        return f"QEMU:\n{self.process.tail() if self.process else ''}\nconsole:\n{console}"
 
     def monitor(self, command: str, **arguments: object) -> object:
         """Execute one QMP command and return what it returns; raises PeerError when QEMU refuses it."""
@@ -275,14 +276,16 @@ class Guest:
         self.wait_ready()
 
     def kill(self) -> None:
-        """End QEMU with SIGKILL."""
-        self._agent.close()
-        self.process.kill()
+        """End QEMU with SIGKILL, if it runs."""
+        if self.process is not None:
+            self._agent.close()
+            self.process.kill()
 
     def stop(self) -> None:
-        """End QEMU with SIGTERM."""
-        self._agent.close()
-        self.process.stop()
+        """End QEMU with SIGTERM, if it runs."""
+        if self.process is not None:
+            self._agent.close()
+            self.process.stop()
 
     def __enter__(self) -> Self:
         self.start()

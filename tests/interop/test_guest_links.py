@@ -92,11 +92,11 @@ def pair(
             nics[side].append(kind)
             ports.append(PortSpec(f"p{link}{side}", socket, link, client=kind.server, queue_pairs=kind.queue_pairs))
     back_end = make_back_end(directory, ports)
-    back_end.start()
     left, right = (
         Guest(name, image, directory, tuple(of), processors=2) for name, of in zip(("left", "right"), nics, strict=True)
     )
     try:
+        back_end.start()
         left.start()
         with right:
             left.wait_ready()
@@ -106,10 +106,11 @@ def pair(
             left.serve_transfers()
             right.serve_transfers()
             yield both
-            left.stop()
-    finally:
         left.stop()
-    back_end.stop()
+        back_end.stop()
+    finally:
+        left.kill()
+        back_end.kill()
 
 
 links = pytest.mark.parametrize("link", range(4), ids=lambda link: f"link{link}")

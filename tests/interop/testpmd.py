@@ -119,8 +119,9 @@ class Testpmd:
         process.stop()
 
     def kill(self) -> None:
-        """End it with SIGKILL."""
-        self.running_process().kill()
+        """End it with SIGKILL, if it runs."""
+        if self.process is not None:
+            self.process.kill()
 
 
 _names = (f"vhost{number}" for number in itertools.count())

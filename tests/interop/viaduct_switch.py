@@ -101,5 +101,6 @@ class ViaductSwitch:
             raise PeerError(f"the switch logged an error of its own:\n{process.tail()}")
 
     def kill(self) -> None:
-        """End the switch with SIGKILL."""
-        self.running_process().kill()
+        """End the switch with SIGKILL, if it runs."""
+        if self.process is not None:
+            self.process.kill()
