@@ -22,6 +22,7 @@ pub mod checksum;
 pub mod content;
 pub mod crc;
 pub mod device;
+pub mod driver;
 pub mod features;
 pub mod histogram;
 pub mod link;
