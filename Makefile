@@ -92,7 +92,8 @@ $(VENV)/rust.env: setup/rust.sh $(STAMPS)/maturin
 
 $(STAMPS)/core: $(RUST_SOURCES) $(VENV)/rust.env $(STAMPS)/maturin
 	@echo 'setup: building the extension module (the first time takes a minute or two)'
-	@$(RUST) PIP_QUIET=1 VIRTUAL_ENV=$(abspath $(VENV)) $(BIN)/maturin develop --release --quiet >$(STAMPS)/build.log
+	@$(RUST) VIRTUAL_ENV=$(abspath $(VENV)) $(BIN)/maturin develop --release >$(STAMPS)/build.log 2>&1 || \
+		{ cat $(STAMPS)/build.log; exit 1; }
 	@touch $@
 
 # The optional dependencies of one name in pyproject.toml, without building the package for them.

@@ -12,6 +12,8 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+import msgspec
+
 from viaduct.switch.config import ConfigError, SwitchConfig
 from viaduct.switch.control import ControlServer
 from viaduct.switch.control_wire import listening_path
@@ -49,14 +51,17 @@ async def _serve(config: SwitchConfig, read_again: Callable[[], SwitchConfig] | 
 
         async def reload() -> None:
             if read_again is None:
-                show.say("SIGHUP: started without --config, so there is nothing to read again")
+                show.say("not-reloaded", "started without --config, so there is nothing to read again")
                 return
+            nonlocal config
             try:
-                await switch.apply(read_again())
+                fresh = read_again()
+                await switch.apply(_merged(switch.config, config, fresh))
             except (ConfigError, VhostUserError, OSError) as error:
-                show.say(f"SIGHUP: the old configuration stays: {_reason(error)}")
+                show.say("not-reloaded", f"the old configuration stays: {_reason(error)}")
             else:
-                show.say("SIGHUP: the configuration was read again")
+                config = fresh
+                show.say("reloaded", "the configuration was read again")
 
         def hang_up() -> None:
             task = loop.create_task(reload())
@@ -70,14 +75,20 @@ async def _serve(config: SwitchConfig, read_again: Callable[[], SwitchConfig] | 
             path = Path(control) if control else listening_path()
             async with ControlServer(switch, path, ending.set):
                 _tell_service_manager("READY=1")
-                show.say(f"ready: {len(config.ports)} ports, control socket {path}, pid {os.getpid()}")
+                show.say("ready", f"{len(config.ports)} ports, control socket {path}, pid {os.getpid()}")
                 await ending.wait()
                 _tell_service_manager("STOPPING=1")
         finally:
             following.cancel()
             await asyncio.gather(following, *reloading, return_exceptions=True)
             show.close()
-    show.say("ended")
+    show.say("ended", "ports closed, sockets removed")
+
+
+def _merged(running: SwitchConfig, before: SwitchConfig, fresh: SwitchConfig) -> SwitchConfig:
+    """The fresh configuration, and the ports that came by the control socket since and are in neither file."""
+    added = {name: port for name, port in running.ports.items() if name not in before.ports | fresh.ports}
+    return msgspec.structs.replace(fresh, ports={**fresh.ports, **added})
 
 
 class LogLines:
@@ -96,9 +107,9 @@ class LogLines:
         with suppress(BrokenPipeError):
             print(line, flush=True)
 
-    def say(self, message: str) -> None:
+    def say(self, kind: str, message: str) -> None:
         """Print what the process itself has to say."""
-        self.show(event_line(Event(time=time.time(), kind="switch", message=message)))
+        self.show(event_line(Event(time=time.time(), kind=kind, message=message)))
 
     def close(self) -> None:
         """Nothing is left open."""

@@ -57,7 +57,7 @@ def event_line(event: Event) -> str:
     """An event as a log line: local time, port, what happened."""
     clock = time.strftime("%H:%M:%S", time.localtime(event.time))
     milliseconds = int(event.time * 1000) % 1000
-    return f"{clock}.{milliseconds:03} {event.kind}: {event.message}"
+    return f"{clock}.{milliseconds:03} {event.port or 'switch'} {event.kind}: {event.message}"
 
 
 def _difference(old: PortStatistics | None, new: PortStatistics, direction: Direction) -> tuple[int, int]:

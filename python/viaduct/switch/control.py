@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import os
-from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
 from contextlib import aclosing, suppress
 from pathlib import Path
 from typing import Any, Protocol
@@ -45,9 +45,9 @@ class Controlled(Protocol):
 
     def macs(self) -> Sequence[MacEntry]: ...
 
-    def events(self) -> AsyncIterator[Event]: ...
+    def events(self) -> AsyncGenerator[Event]: ...
 
-    def capture(self, port: str, /) -> AsyncIterator[Sequence[Frame]]: ...
+    def capture(self, port: str, /) -> AsyncGenerator[Sequence[Frame]]: ...
 
 
 class ControlServer:
@@ -139,7 +139,7 @@ class ControlServer:
 
     async def _stream(
         self,
-        stream: Callable[[ControlServer, Request], AsyncIterator[bytes]],
+        stream: Callable[[ControlServer, Request], AsyncGenerator[bytes]],
         request: Request,
         reader: asyncio.StreamReader,
         writer: asyncio.StreamWriter,
@@ -148,7 +148,7 @@ class ControlServer:
 
         async def pump() -> None:
             try:
-                async with aclosing(stream(self, request)) as pieces:  # type: ignore[type-var]
+                async with aclosing(stream(self, request)) as pieces:
                     async for piece in pieces:
                         writer.write(piece)
                         await writer.drain()
@@ -216,14 +216,14 @@ async def _shutdown(server: ControlServer, params: dict[str, Any]) -> Any:
     asyncio.get_running_loop().call_soon(server.shutdown)
 
 
-async def _events(server: ControlServer, request: Request) -> AsyncIterator[bytes]:
+async def _events(server: ControlServer, request: Request) -> AsyncGenerator[bytes]:
     _expect(request.params)
     yield _line(Reply(id=request.id))
     async for event in server.switch.events():
         yield _line(Reply(id=request.id, item=event))
 
 
-async def _stats_watch(server: ControlServer, request: Request) -> AsyncIterator[bytes]:
+async def _stats_watch(server: ControlServer, request: Request) -> AsyncGenerator[bytes]:
     _expect(request.params, optional=("interval",))
     interval = request.params.get("interval", 1.0)
     if not isinstance(interval, int | float) or not 0.01 <= interval <= 3600:
@@ -234,7 +234,7 @@ async def _stats_watch(server: ControlServer, request: Request) -> AsyncIterator
         await asyncio.sleep(interval)
 
 
-async def _capture(server: ControlServer, request: Request) -> AsyncIterator[bytes]:
+async def _capture(server: ControlServer, request: Request) -> AsyncGenerator[bytes]:
     from .pcapng import PcapngEncoder
 
     _expect(request.params, "port", optional=("count",))
@@ -244,17 +244,24 @@ async def _capture(server: ControlServer, request: Request) -> AsyncIterator[byt
     if name not in server.switch.config.ports:
         server.switch.config.without_port(name)  # says which ports there are
     encoder = PcapngEncoder()
-    async with aclosing(server.switch.capture(name)) as batches:  # type: ignore[type-var]
-        yield _line(Reply(id=request.id))
-        yield encoder.header()
+    batches = server.switch.capture(name)
+    coming = asyncio.ensure_future(anext(batches))
+    try:
+        await asyncio.sleep(0)  # the capture runs when the answer is sent
+        yield _line(Reply(id=request.id)) + encoder.header()
         left = count
-        async for batch in batches:
-            frames = batch if left is None else batch[:left]
+        while left is None or left > 0:
+            frames = (await coming)[:left]
             yield b"".join(encoder.frame(frame) for frame in frames)
             if left is not None:
                 left -= len(frames)
-                if left == 0:
-                    return
+            coming = asyncio.ensure_future(anext(batches))
+    except StopAsyncIteration:
+        pass  # the port is gone
+    finally:
+        coming.cancel()
+        await asyncio.gather(coming, return_exceptions=True)
+        await batches.aclose()
 
 
 _METHODS: dict[str, Callable[[ControlServer, dict[str, Any]], Awaitable[Any]]] = {
@@ -269,7 +276,7 @@ _METHODS: dict[str, Callable[[ControlServer, dict[str, Any]], Awaitable[Any]]] =
     "shutdown": _shutdown,
 }
 
-_STREAMS: dict[str, Callable[[ControlServer, Request], AsyncIterator[bytes]]] = {
+_STREAMS: dict[str, Callable[[ControlServer, Request], AsyncGenerator[bytes]]] = {
     "events": _events,
     "stats.watch": _stats_watch,
     "capture": _capture,

@@ -14,7 +14,7 @@ import asyncio
 import os
 import time
 from collections import deque
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncGenerator, Callable, Sequence
 from contextlib import contextmanager, suppress
 from types import TracebackType
 from typing import TYPE_CHECKING
@@ -193,7 +193,7 @@ class Switch:
             if number in names
         )
 
-    async def events(self) -> AsyncIterator[Event]:
+    async def events(self) -> AsyncGenerator[Event]:
         """What happened (up to the last thousand events), and then what happens, until the caller stops."""
         queue: asyncio.Queue[Event] = asyncio.Queue()
         for event in self._history:
@@ -205,7 +205,7 @@ class Switch:
         finally:
             self._listeners.discard(queue)
 
-    async def capture(self, port: str) -> AsyncIterator[Sequence[Frame]]:
+    async def capture(self, port: str) -> AsyncGenerator[Sequence[Frame]]:
         """Copies of the frames that pass a port from now on, in batches, until the caller stops.
 
         Raises:

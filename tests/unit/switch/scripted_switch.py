@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncGenerator, Sequence
 
 from viaduct.switch.config import PortConfig, SwitchConfig
 from viaduct.switch.port_text import format_port
@@ -74,11 +74,11 @@ class ScriptedSwitch:
     def macs(self) -> list[MacEntry]:
         return [MacEntry(mac="52:54:00:00:00:01", vlan=0, port=name, age=1.5) for name in self.config.ports]
 
-    async def events(self) -> AsyncIterator[Event]:
+    async def events(self) -> AsyncGenerator[Event]:
         while (event := await self.happenings.get()) is not None:
             yield event
 
-    async def capture(self, port: str) -> AsyncIterator[Sequence[Frame]]:
+    async def capture(self, port: str) -> AsyncGenerator[Sequence[Frame]]:
         self.captures_open += 1
         try:
             while (batch := await self.frames.get()) is not None:
