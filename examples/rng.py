@@ -1,10 +1,10 @@
 """An entropy device (virtio 1.2, 5.4) for QEMU, in Python.
 
     python examples/rng.py /tmp/rng.sock
-    qemu-system-x86_64 -m 256 -object memory-backend-memfd,id=mem,size=256M,share=on -numa node,memdev=mem \
+    qemu-system-x86_64 -m 256 -object memory-backend-memfd,id=mem,size=256M,share=on -machine q35,memory-backend=mem \
         -chardev socket,id=rng,path=/tmp/rng.sock -device vhost-user-rng-pci,chardev=rng ...
 
-In the guest, /dev/hwrng then reads from this process.
+In the guest, /dev/hwrng then reads from this process. (Without KVM, QEMU before 9.1 needs vectors=0 on the device.)
 """
 
 import asyncio

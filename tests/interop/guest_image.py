@@ -21,7 +21,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 HERE = Path(__file__).parent
-MODULES = ("virtio_pci", "virtio_net")
+MODULES = ("virtio_pci", "virtio_net", "virtio_rng")
 META_PACKAGES = ("linux-image-amd64", "linux-image-virtual")  # Debian's, Ubuntu's
 DIRECTORIES = ("bin", "dev", "proc", "sys", "tmp", "modules")
 SIGNATURE = b"~Module signature appended~\n"

@@ -17,7 +17,7 @@ import time
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Self
+from typing import Any, Protocol, Self
 
 from interop.guest_image import GuestImage
 from interop.peer_process import PATIENCE, TAIL, PeerError, PeerProcess, require, wait_until
@@ -28,6 +28,13 @@ KERNEL_ARGUMENTS = (
 OFFLOADS_OFF = ("csum", "guest_csum", "host_tso4", "host_tso6", "host_ufo", "host_ecn",
                 "guest_tso4", "guest_tso6", "guest_ufo", "guest_ecn", "gso")  # fmt: skip
 DRIVER = "/sys/bus/virtio/drivers/virtio_net"
+
+
+class Attachment(Protocol):
+    """A device that QEMU attaches to a guest."""
+
+    def arguments(self, index: int) -> list[str]:
+        """QEMU's arguments for it as the guest's device number `index`."""
 
 
 @dataclass(frozen=True)
@@ -96,7 +103,7 @@ class Guest:
     name: str
     image: GuestImage
     directory: Path
-    nics: tuple[Nic, ...]
+    nics: tuple[Attachment, ...]
     memory: str = "384M"
     processors: int = 1
     boot_id: str = ""
