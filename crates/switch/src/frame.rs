@@ -149,6 +149,16 @@ impl Frame {
         Ok(self)
     }
 
+    /// Puts the frame into a VLAN; a tag that it has keeps its priority.
+    #[inline(always)]
+    pub fn set_vlan(&mut self, vlan: u16) {
+        self.vlan = vlan;
+        if self.tagged {
+            let tci = ((self.head[1] >> 48) as u16).swap_bytes() & 0xf000 | vlan;
+            self.head[1] = self.head[1] & LOW48 | u64::from(tci.swap_bytes()) << 48;
+        }
+    }
+
     /// Destination address in the 48 low bits, first byte lowest.
     #[inline(always)]
     pub fn destination(&self) -> u64 {

@@ -34,7 +34,7 @@ impl VlanMode {
             VlanMode::Access(vlan) => {
                 // A priority tag carries no VLAN (IEEE 802.1Q, 6.9.1).
                 let admitted = !frame.tagged || frame.vlan == 0;
-                frame.vlan = *vlan;
+                frame.set_vlan(*vlan);
                 admitted
             }
             VlanMode::Trunk(_) => frame.tagged && self.carries(frame.vlan),
