@@ -1,5 +1,6 @@
 """The Rust half of Viaduct: packets, rings and guest memory. Decisions are made in Python."""
 
+from collections.abc import Sequence
 from typing import Literal, final
 
 VERSION: str
@@ -125,7 +126,7 @@ class DriverQueue:
         in_order: bool = False,
         tables: tuple[int, int] | None = None,
     ) -> DriverQueue: ...
-    def add(self, out: list[tuple[int, int]], input: list[tuple[int, int]], token: int) -> bool:
+    def add(self, out: Sequence[tuple[int, int]], input: Sequence[tuple[int, int]], token: int) -> bool:
         """Stages a buffer: (address, length) of the elements the device reads, then of those it writes.
 
         Returns whether there was room. Raises RingError for a buffer that could never be added.
