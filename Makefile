@@ -38,7 +38,7 @@ lint: dev $(STAMPS)/clippy ## formatting, clippy, ruff, mypy, and the stubs agai
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
-	if [ -e python/viaduct/_core.pyi ]; then $(BIN)/python -m mypy.stubtest viaduct._core; fi
+	$(BIN)/python -m mypy.stubtest viaduct._core --allowlist setup/stubtest.allow
 	$(BIN)/python setup/house_rules.py
 	$(BIN)/python setup/docs_check.py
 
