@@ -20,7 +20,7 @@ from viaduct.vhost_user.device import Device, Peer
 from viaduct.vhost_user.errors import SocketPathError, VhostUserError
 from viaduct.vhost_user.protocol import BACK_END_BY_NAME, ProtocolFeature
 from viaduct.vhost_user.session import Session
-from viaduct.vhost_user.socket_path import LAST_RETRY, Listener, check_path, connect, peer_of
+from viaduct.vhost_user.socket_path import FIRST_RETRY, LAST_RETRY, Listener, check_path, connect, peer_of
 from viaduct.vhost_user.wire import HEADER, Channel
 
 log = logging.getLogger("viaduct.vhost_user")
@@ -108,6 +108,8 @@ class Backend:
             self._serving = asyncio.create_task(self._serve(sock), name=f"vhost-user session {self.name}")
 
     async def _connect(self) -> None:
+        loop = asyncio.get_running_loop()
+        pause = FIRST_RETRY
         while True:
             try:
                 sock = await connect(self.path)
@@ -116,12 +118,14 @@ class Backend:
                 await asyncio.sleep(LAST_RETRY)
                 continue
             self._serving = asyncio.create_task(self._serve(sock), name=f"vhost-user session {self.name}")
+            began = loop.time()
             await asyncio.wait([self._serving])
-            await asyncio.sleep(0)
+            # Whoever accepts us and hangs up at once is not asked over and over.
+            pause = FIRST_RETRY if loop.time() - began > LAST_RETRY else min(2 * pause, LAST_RETRY)
+            await asyncio.sleep(pause)
 
     async def _serve(self, sock: socket.socket) -> str:
-        session = Session(Channel(sock), self.device, peer_of(sock, self.path), self.name)
-        self._session = session
+        session = self._session = Session(Channel(sock), self.device, peer_of(sock, self.path), self.name)
         log.info("%s: connected", session.who)
         try:
             reason = await session.run()

@@ -43,7 +43,7 @@ from viaduct.vhost_user.protocol import (
     REPLY,
     ProtocolFeature,
 )
-from viaduct.vhost_user.ring import PACKED_START
+from viaduct.vhost_user.ring import PACKED_START, packed_base
 from viaduct.vhost_user.ring_layout import place_rings
 from viaduct.vhost_user.socket_path import Listener, connect, peer_of
 from viaduct.vhost_user.wire import Channel, Message
@@ -206,6 +206,8 @@ class FrontEnd:
         """Stops all queues and returns where they stand (GET_VRING_BASE); the connection stays. Raises
         `FrontEndError`."""
         bases = [(await self.request("GET_VRING_BASE", p.VringState(queue.index, 0))).num for queue in self.queues]
+        if self.layout == "packed":
+            bases = [packed_base(base) for base in bases]
         self.queues = ()
         if ProtocolFeature.STATUS in self.protocol_features:
             await self.request("SET_STATUS", p.U64(0))
@@ -244,17 +246,16 @@ class FrontEnd:
             if self._channel is None or self.lost.is_set():
                 raise self._error(f"{name}: not connected: {self.lost_reason or 'start() comes first'}")
             waits = acked or request.reply is not None
-            if waits:
-                self._answer = asyncio.get_running_loop().create_future()
+            answered = self._answer = asyncio.get_running_loop().create_future() if waits else None
             try:
                 await self._channel.send(request.number, NEED_REPLY if acked else 0, request.payload.pack(payload), fds)
-                if not waits or self._answer is None:
+                if answered is None:
                     return None
-                message = await asyncio.wait_for(self._answer, REPLY_TIMEOUT)
+                message = await asyncio.wait_for(answered, REPLY_TIMEOUT)
             except TimeoutError:
                 raise self._error(f"{name}: no answer in {REPLY_TIMEOUT:.0f} s ({request.section})") from None
             except OSError as error:
-                raise self._error(f"{name}: connection lost: {error.strerror}") from error
+                raise self._error(f"{name}: connection lost: {error.strerror or error}") from error
             finally:
                 self._answer = None
         with message.fds:
@@ -400,7 +401,7 @@ class FrontEnd:
             self.queues = ()
             self.lost.set()
         if self._answer is not None and not self._answer.done():
-            self._answer.set_exception(self._error(f"no answer: {reason}"))
+            self._answer.set_exception(ConnectionAbortedError(reason))
 
     async def _open_back_channel(self) -> None:
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM)
