@@ -18,9 +18,11 @@ from bench.placement import PlacementProbe
 from bench.process import ProgramError
 from bench.report import Cell, Report
 from bench.testpmd import Testpmd
-from bench.viaduct import AdaptiveViaduct, Viaduct
+from bench.viaduct import AdaptiveViaduct, OtherViaduct, Viaduct
 
-BACK_ENDS: dict[str, type[BackEnd]] = {kind.name: kind for kind in (Testpmd, Ovs, Viaduct, AdaptiveViaduct)}
+BACK_ENDS: dict[str, type[BackEnd]] = {
+    kind.name: kind for kind in (Testpmd, Ovs, Viaduct, AdaptiveViaduct, OtherViaduct)
+}
 DEFAULT_BACK_ENDS = ("testpmd", "ovs", "viaduct")
 
 # So many learned addresses fit OVS's table; its default of 8192 would be too few for the largest run.

@@ -27,9 +27,9 @@ class _Reply(msgspec.Struct):
     result: _Statistics
 
 
-def command() -> list[str] | None:
-    """The `viaduct` of this environment (or VIADUCT_COMMAND), or None where it is not installed."""
-    if chosen := os.environ.get("VIADUCT_COMMAND"):
+def command(variable: str = "VIADUCT_COMMAND") -> list[str] | None:
+    """The `viaduct` of this environment (or of an environment variable), or None where it is not installed."""
+    if chosen := os.environ.get(variable):
         return shlex.split(chosen)
     beside = Path(sys.executable).parent / "viaduct"
     found = str(beside) if beside.exists() else shutil.which("viaduct")
@@ -44,12 +44,15 @@ class Viaduct(BackEnd):
     polling = "busy"
     """How the poller waits. Throughput is measured with a poller that never sleeps, as the peers' never do."""
 
+    variable = "VIADUCT_COMMAND"
+    """Environment variable that names the program to run, if not the one installed here."""
+
     _program: Program | None = None
     _control: socket.socket | None = None
 
     def start(self, options: Sequence[str] = ()) -> None:
         """`options` are further words of the command line."""
-        base = command()
+        base = command(self.variable)
         if base is None:
             raise ProgramError("there is no `viaduct` beside this Python or in PATH: make dev")
         words = [*base, "switch", "--control", str(self.directory / "control")]
@@ -92,3 +95,14 @@ class AdaptiveViaduct(Viaduct):
     name = "viaduct-adaptive"
     title = "Viaduct, adaptive"
     polling = "adaptive"
+
+
+class OtherViaduct(Viaduct):
+    """Another build of our switch, side by side with this one: what has a change gained?
+
+    VIADUCT_OTHER='/other/clone/.venv/bin/viaduct' python -m bench --backends viaduct,viaduct-other --quick
+    """
+
+    name = "viaduct-other"
+    title = "Viaduct, other build"
+    variable = "VIADUCT_OTHER"
