@@ -11,7 +11,7 @@ from bench.interleave import Round, Slot, good
 FEWEST = 3
 """So many good rounds are needed before the others are left out."""
 
-Basis = Literal["near, undisturbed", "near", "all"]
+Basis = Literal["near, undisturbed", "near", "far", "all"]
 
 
 class Spread(msgspec.Struct, frozen=True):
@@ -36,9 +36,11 @@ def choose(rounds: Sequence[Round]) -> tuple[Basis, list[Round]]:
     undisturbed = [slots for slots in rounds if good(slots)]
     if len(undisturbed) >= FEWEST:
         return "near, undisturbed", undisturbed
-    near = [slots for slots in rounds if all(slot.placement == "near" for slot in slots.values())]
-    if len(near) >= FEWEST:
-        return "near", near
+    bases: tuple[Basis, Basis] = ("near", "far")
+    for basis in bases:
+        alike = [slots for slots in rounds if all(slot.placement == basis for slot in slots.values())]
+        if len(alike) >= FEWEST:
+            return basis, alike
     return "all", list(rounds)
 
 

@@ -69,7 +69,7 @@ def throughput(report: Report, part: str, size: int | None = None) -> list[str]:
         if cell.part != part or (size is not None and cell.load.size != size):
             continue
         basis, rounds = summary.choose(cell.rounds)
-        mark = {"near, undisturbed": "", "near": "*", "all": "**"}[basis]
+        mark = {"near, undisturbed": "", "near": "*", "far": "**", "all": "***"}[basis]
         lines.append(
             _row(
                 [
@@ -148,7 +148,10 @@ def _provenance(report: Report) -> Iterator[str]:
     )
     if any(summary.choose(cell.rounds)[0] != "near, undisturbed" for cell in report.cells):
         yield ""
-        yield "\\* other programs ran meanwhile; \\*\\* and the cores did not share a cache: compare ratios only."
+        yield (
+            "\\* other programs ran meanwhile; \\*\\* the cores shared no cache at any time, \\*\\*\\* or not always: "
+            "compare the ratios only."
+        )
 
 
 def whole(report: Report) -> str:
