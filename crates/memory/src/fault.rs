@@ -14,8 +14,7 @@
 //!
 //! # Why that is safe
 //!
-//! *Async-signal-safety.* The handler uses atomics, `mmap`, `sigaction` and `raise`, nothing that allocates or locks, and
-//! keeps `errno`. The table is a list of fixed blocks that are never freed, so it can be walked at any moment.
+//! *Async-signal-safety.* The handler uses atomics and system calls, nothing that allocates or locks, and keeps `errno`. The table is a list of fixed blocks that are never freed, so it can be walked at any moment.
 //!
 //! *A mapping that comes or goes meanwhile.* Entries change under a mutex that the handler never takes. Each is guarded by
 //! a sequence number, odd while it changes: a reader that sees an odd number, or a different one after reading, skips
@@ -225,23 +224,47 @@ fn replace(code: c_int, addr: usize) -> bool {
     match entry.state.compare_exchange(INTACT, REPLACING, Ordering::AcqRel, Ordering::Acquire) {
         Ok(_) => {
             // SAFETY: the thread that faulted keeps the mapping alive, so the range is its pages and nothing else's.
-            let pages = unsafe {
-                libc::mmap(
-                    start as *mut c_void,
-                    len,
-                    libc::PROT_READ | libc::PROT_WRITE,
-                    libc::MAP_FIXED | libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | libc::MAP_NORESERVE,
-                    -1,
-                    0,
-                )
-            };
+            let replaced = unsafe { map_zeroes(start, len) || map_sparse_file(start, len) };
             entry.state.store(REPLACED, Ordering::Release);
             FAULTS.fetch_add(1, Ordering::Release);
-            pages != libc::MAP_FAILED
+            replaced
         }
         Err(REPLACING) => true,
         // Late: the pages came between the fault and its handling. Only bad memory can make anonymous pages fault again.
         Err(_) => code == libc::BUS_ADRERR,
+    }
+}
+
+const ACCESS: c_int = libc::PROT_READ | libc::PROT_WRITE;
+
+/// Puts anonymous pages in the place of the range; says whether it did.
+///
+/// # Safety
+/// The range must be pages of one mapping that nothing but guest memory is kept in.
+unsafe fn map_zeroes(start: usize, len: usize) -> bool {
+    let flags = libc::MAP_FIXED | libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | libc::MAP_NORESERVE;
+    // SAFETY: the caller's promise.
+    unsafe { libc::mmap(start as *mut c_void, len, ACCESS, flags, -1, 0) != libc::MAP_FAILED }
+}
+
+/// The same with a file of nothing but holes, for a host that does not promise so many anonymous pages
+/// (`vm.overcommit_memory` 2): its pages count one by one, when they are touched.
+///
+/// # Safety
+/// As for [`map_zeroes`].
+unsafe fn map_sparse_file(start: usize, len: usize) -> bool {
+    let Ok(size) = libc::off_t::try_from(len) else { return false };
+    // SAFETY: the caller's promise for the range; the descriptor is closed here and nowhere else.
+    unsafe {
+        let file = libc::memfd_create(c"viaduct-lost".as_ptr(), libc::MFD_CLOEXEC);
+        if file < 0 {
+            return false;
+        }
+        let done = libc::ftruncate(file, size) == 0
+            && libc::mmap(start as *mut c_void, len, ACCESS, libc::MAP_FIXED | libc::MAP_SHARED, file, 0)
+                != libc::MAP_FAILED;
+        libc::close(file);
+        done
     }
 }
 
@@ -290,6 +313,31 @@ fn pass_on(signal: c_int, info: *mut libc::siginfo_t, context: *mut c_void, addr
                 if sent {
                     libc::raise(signal);
                 }
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn both_replacements_are_zeroes_that_can_be_written() {
+        const LEN: usize = 1 << 30;
+        let flags = libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | libc::MAP_NORESERVE;
+        for replace in [map_zeroes, map_sparse_file] {
+            // SAFETY: a mapping of this test's own, with 2^30 bytes.
+            unsafe {
+                let start = libc::mmap(std::ptr::null_mut(), LEN, ACCESS, flags, -1, 0);
+                assert_ne!(start, libc::MAP_FAILED);
+                let byte = start.cast::<u8>().add(LEN / 2);
+                byte.write_volatile(1);
+                assert!(replace(start as usize, LEN));
+                assert_eq!(byte.read_volatile(), 0);
+                byte.write_volatile(2);
+                assert_eq!(byte.read_volatile(), 2);
+                libc::munmap(start, LEN);
             }
         }
     }
