@@ -1,7 +1,7 @@
 """The Rust half of Viaduct: packets, rings and guest memory. Decisions are made in Python."""
 
 from collections.abc import Sequence
-from typing import Literal, final
+from typing import Any, Literal, final
 
 VERSION: str
 
@@ -237,3 +237,76 @@ class Capture:
     @property
     def missed(self) -> int:
         """Frames for which there was no room."""
+
+def guest_memory_size(features: int, mtu: int, sizes: list[int]) -> int:
+    """Bytes of memory that a guest's rings and buffers need, whatever subset of `features` is negotiated."""
+
+@final
+class Station:
+    """A guest: a TCP/IP stack on a thread of its own, over queues that a front-end has set up.
+
+    What takes time returns a ticket at once; its end is an event, which `event_fd` announces. Raises `ValueError` for
+    what cannot work.
+    """
+
+    def __new__(
+        cls, mac: bytes, addresses: list[tuple[str, int]], gateways: list[str], mtu: int, seed: int
+    ) -> Station:
+        """`addresses` have their prefix lengths with them; `seed` makes sequence and port numbers."""
+    def attach(
+        self,
+        memory: GuestMemory,
+        features: int,
+        data_addr: int,
+        data_end: int,
+        queues: list[tuple[int, int, int, int, int, int, int]],
+    ) -> None:
+        """Takes over queues: size, descriptor, driver and device address, base, kick and call descriptor. Buffers lie
+        from `data_addr` up to `data_end`."""
+    def detach(self) -> None:
+        """Lets go of the queues; they are no longer touched when this returns."""
+    def ping(self, remote: str, count: int, interval: float, timeout: float, size: int) -> int:
+        """Sends echo requests; 0 of them: until cancelled. Times in seconds."""
+    def stream(
+        self,
+        remote: str,
+        port: int,
+        direction: str,
+        bytes: int | None,
+        seconds: float | None,
+        patience: float,
+        seed: int,
+    ) -> int:
+        """Carries content over TCP; `direction` is send, receive or echo; either `bytes` or `seconds`."""
+    def datagrams(
+        self,
+        remote: str,
+        port: int,
+        size: int,
+        rate: float | None,
+        bytes: int | None,
+        seconds: float | None,
+        patience: float,
+        seed: int,
+    ) -> int:
+        """Sends UDP datagrams, `rate` of them a second; either `bytes` of payload in all or `seconds`."""
+    def serve(self, echo: int, sink: int, source: int) -> int:
+        """Opens services on these ports, until cancelled."""
+    def cancel(self, ticket: int) -> None:
+        """Ends a task early: it reports what it has."""
+    def announce(self) -> None:
+        """Tells switches and neighbours where this guest is."""
+    @property
+    def link_up(self) -> bool:
+        """Whether there are queues."""
+    @property
+    def event_fd(self) -> int:
+        """Readable while there are events."""
+    def take_events(self) -> list[tuple[int, str, dict[str, Any]]]:
+        """Ticket, kind of outcome and its fields of each task that has ended."""
+    def counters(self) -> dict[str, int]:
+        """Counts of the link by name."""
+    def services(self) -> dict[str, int]:
+        """Counts of the services by name."""
+    def close(self) -> None:
+        """Stops the thread. May be called twice."""

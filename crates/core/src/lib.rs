@@ -1,5 +1,7 @@
 //! The extension module `viaduct._core`: the pure crates as Python sees them. Nothing else knows Python.
 
+mod descriptors;
+mod guest;
 mod memory;
 mod queue;
 mod switch;
@@ -11,6 +13,8 @@ use pyo3::prelude::*;
 mod _core {
     #[pymodule_export]
     const VERSION: &str = env!("CARGO_PKG_VERSION");
+    #[pymodule_export]
+    use super::guest::{Station, guest_memory_size};
     #[pymodule_export]
     use super::memory::GuestMemory;
     #[pymodule_export]

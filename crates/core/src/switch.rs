@@ -3,7 +3,7 @@
 //! Every call lets go of the interpreter while it waits for the pollers. Descriptors are duplicated; the caller keeps his.
 
 use std::collections::BTreeMap;
-use std::os::fd::{BorrowedFd, OwnedFd, RawFd};
+use std::os::fd::RawFd;
 use std::sync::Arc;
 
 use pyo3::exceptions::{PyOSError, PyValueError};
@@ -13,6 +13,7 @@ use viaduct_ring::{DeviceQueue, Layout, QueueConfig};
 use viaduct_switch::counters::DropReason;
 use viaduct_switch::{Offloads, Polling, PortConfig, QueueStats, SwitchError, VhostQueue, VlanMode, clock};
 
+use crate::descriptors::duplicate;
 use crate::memory::GuestMemory;
 
 fn to_python(error: SwitchError) -> PyErr {
@@ -20,14 +21,6 @@ fn to_python(error: SwitchError) -> PyErr {
         SwitchError::System(..) => PyOSError::new_err(error.to_string()),
         _ => PyValueError::new_err(error.to_string()),
     }
-}
-
-fn duplicate(fd: RawFd) -> PyResult<OwnedFd> {
-    if fd < 0 {
-        return Err(PyValueError::new_err(format!("{fd} is not a file descriptor")));
-    }
-    // SAFETY: borrowed only for the call that duplicates it, which fails if it is not open.
-    Ok(unsafe { BorrowedFd::borrow_raw(fd) }.try_clone_to_owned()?)
 }
 
 fn vlan_mode(vlan: Option<u16>, trunk: Vec<(u16, u16)>) -> VlanMode {

@@ -1,0 +1,16 @@
+"""Guests without a virtual machine: a virtio-net driver and a small TCP/IP stack in this process.
+
+    async with Guest("/tmp/vm1.sock", ip="10.0.0.1/24") as guest:
+        print(await guest.ping("10.0.0.2", count=5))
+        print(await guest.stream("10.0.0.2", seconds=5))
+
+works over any vhost-user back-end: our switch, Open vSwitch with DPDK, testpmd. Packets are handled by threads of the
+Rust half; the event loop is never kept.
+"""
+
+from viaduct.guest.errors import GuestError
+from viaduct.guest.guest import Guest
+from viaduct.guest.link import LinkOptions
+from viaduct.guest.results import Datagrams, Latency, Ping, Stream
+
+__all__ = ["Datagrams", "Guest", "GuestError", "Latency", "LinkOptions", "Ping", "Stream"]
