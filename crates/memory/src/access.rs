@@ -33,8 +33,8 @@ macro_rules! words {
         #[inline(always)]
         pub unsafe fn $load(ptr: *const $int, order: Ordering) -> $int {
             debug_assert_eq!(ptr as usize % $bytes, 0, "misaligned load");
-            // SAFETY: aligned and mapped, says the caller. An atomic may be written by others while it is shared, and this
-            // one ends with the statement.
+            // SAFETY: aligned and mapped, says the caller. An atomic may be written by others while it is shared, and
+            // this one ends with the statement.
             <$int>::from_le(unsafe { <$atomic>::from_ptr(ptr.cast_mut()) }.load(order))
         }
 

@@ -2,31 +2,34 @@
 //!
 //! # Theory of operation
 //!
-//! A front-end shares a file. We check that it is long enough and map it, and then the front-end makes it shorter (or the
-//! file system has no page left for a hole, or a page of memory goes bad). The next access to a page that is gone raises
-//! SIGBUS in the thread that made it, whose default is the end of the process: one front-end would take all guests along.
+//! A front-end shares a file. We check that it is long enough and map it, and then the front-end makes it shorter (or
+//! the file system has no page left for a hole, or a page of memory goes bad). The next access to a page that is gone
+//! raises SIGBUS in the thread that made it, whose default is the end of the process: one front-end would take all
+//! guests along.
 //!
-//! So every mapping is entered into a table, and our handler looks up the fault's address there. In a mapping of ours it
-//! replaces *all* of that mapping by anonymous zeroes, marks it, and returns: the interrupted instruction is run again,
-//! succeeds, and reads zeroes. The code around it notices nothing; zeroes are checked like anything else a guest may
-//! write. Whoever owns the port asks [`GuestMemory::faulted`](crate::GuestMemory::faulted) and cuts it off.
-//! A fault anywhere else is passed on to the handler that was there before ours.
+//! So every mapping is entered into a table, and our handler looks up the fault's address there. In a mapping of ours
+//! it replaces *all* of that mapping by anonymous zeroes, marks it, and returns: the interrupted instruction is run
+//! again, succeeds, and reads zeroes. The code around it notices nothing; zeroes are checked like anything else a guest
+//! may write. Whoever owns the port asks [`GuestMemory::faulted`](crate::GuestMemory::faulted) and cuts it off. A fault
+//! anywhere else is passed on to the handler that was there before ours.
 //!
 //! # Why that is safe
 //!
-//! *Async-signal-safety.* The handler uses atomics and system calls, nothing that allocates or locks, and keeps `errno`. The table is a list of fixed blocks that are never freed, so it can be walked at any moment.
+//! *Async-signal-safety.* The handler uses atomics and system calls, nothing that allocates or locks, and keeps
+//! `errno`. The table is a list of fixed blocks that are never freed, so it can be walked at any moment.
 //!
-//! *A mapping that comes or goes meanwhile.* Entries change under a mutex that the handler never takes. Each is guarded by
-//! a sequence number, odd while it changes: a reader that sees an odd number, or a different one after reading, skips
-//! the entry. It skips none that matters: the thread that faulted is using the mapping, which is therefore alive (that is
-//! what the `unsafe` accessors ask of their callers), and an entry is written only before the first use of its mapping
-//! and after the last. For the same reason nothing else can take the mapping's place before the replacement is done.
+//! *A mapping that comes or goes meanwhile.* Entries change under a mutex that the handler never takes. Each is guarded
+//! by a sequence number, odd while it changes: a reader that sees an odd number, or a different one after reading,
+//! skips the entry. It skips none that matters: the thread that faulted is using the mapping, which is therefore alive
+//! (that is what the `unsafe` accessors ask of their callers), and an entry is written only before the first use of its
+//! mapping and after the last. For the same reason nothing else can take the mapping's place before the replacement is
+//! done.
 //!
 //! *Several threads fault in one mapping.* The first one to advance the entry's state replaces the pages. The others
 //! return and fault again, or find the new pages.
 //!
-//! *Handlers of others.* Python's `faulthandler`, or a library, may have set its own; ours is put back in front whenever
-//! a mapping is made, and calls the other for faults that are not ours.
+//! *Handlers of others.* Python's `faulthandler`, or a library, may have set its own; ours is put back in front
+//! whenever a mapping is made, and calls the other for faults that are not ours.
 
 use std::cell::UnsafeCell;
 use std::ffi::{c_int, c_void};
@@ -179,7 +182,8 @@ fn find(addr: usize) -> Option<(&'static Entry, usize, usize)> {
 /// The handler that was there before ours.
 struct Previous(UnsafeCell<MaybeUninit<libc::sigaction>>);
 
-// SAFETY: written under `WRITERS` into the slot that `PREVIOUS_SLOT` does not name, and read only from the one it names.
+// SAFETY: written under `WRITERS` into the slot that `PREVIOUS_SLOT` does not name, and read only from the one it
+// names.
 unsafe impl Sync for Previous {}
 
 static PREVIOUS: [Previous; 2] = [const { Previous(UnsafeCell::new(MaybeUninit::zeroed())) }; 2];
@@ -230,7 +234,8 @@ fn replace(code: c_int, addr: usize) -> bool {
             replaced
         }
         Err(REPLACING) => true,
-        // Late: the pages came between the fault and its handling. Only bad memory can make anonymous pages fault again.
+        // Late: the pages came between the fault and its handling. Only bad memory can make anonymous pages fault
+        // again.
         Err(_) => code == libc::BUS_ADRERR,
     }
 }
@@ -292,8 +297,8 @@ fn pass_on(signal: c_int, info: *mut libc::siginfo_t, context: *mut c_void, addr
         let previous = (*PREVIOUS[PREVIOUS_SLOT.load(Ordering::Acquire)].0.get()).assume_init();
         ((*info).si_code <= 0, exhausted(&*info, addr), previous)
     };
-    // SAFETY: `previous` is what the kernel would have called without us, with its kind of arguments. Setting the default
-    // action and returning makes the fault, or the signal that is sent again, end the process.
+    // SAFETY: `previous` is what the kernel would have called without us, with its kind of arguments. Setting the
+    // default action and returning makes the fault, or the signal that is sent again, end the process.
     unsafe {
         match previous.sa_sigaction {
             libc::SIG_IGN if sent => {}

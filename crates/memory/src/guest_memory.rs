@@ -3,12 +3,12 @@
 //! # Theory of operation
 //!
 //! Regions are kept in the order of their guest-physical addresses; they never overlap in either space. A translation
-//! first tries the region of the last one ([`RegionCache`], one per queue), because most descriptors of a queue lie in the
-//! same region, and searches by halves otherwise. Front-end-virtual addresses appear only when a queue is set up
+//! first tries the region of the last one ([`RegionCache`], one per queue), because most descriptors of a queue lie in
+//! the same region, and searches by halves otherwise. Front-end-virtual addresses appear only when a queue is set up
 //! (SET_VRING_ADDR), so those are looked up one by one.
 //!
-//! A table never changes and has a number of its own, which a cache remembers: a cache filled from one table finds nothing
-//! in another one, so a stale cache cannot give out an address that has been unmapped since.
+//! A table never changes and has a number of its own, which a cache remembers: a cache filled from one table finds
+//! nothing in another one, so a stale cache cannot give out an address that has been unmapped since.
 
 use std::fmt;
 use std::os::fd::{AsFd, OwnedFd};
@@ -242,8 +242,9 @@ impl GuestMemory {
         self.regions.iter().map(|region| &region.spec)
     }
 
-    /// Whether an access to one of the mappings has faulted since it was made (the file was truncated): the memory reads
-    /// as zeroes there and its owner has to be cut off. One load as long as no mapping of the process has faulted.
+    /// Whether an access to one of the mappings has faulted since it was made (the file was truncated): the memory
+    /// reads as zeroes there and its owner has to be cut off. One load as long as no mapping of the process has
+    /// faulted.
     #[inline]
     pub fn faulted(&self) -> bool {
         fault::count() != 0 && self.regions.iter().any(|region| region.mapping.faulted())

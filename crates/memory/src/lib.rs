@@ -10,9 +10,9 @@
 //! A [`GuestMemory`] never changes: adding or removing a region gives a new one that shares the mappings that stay. A
 //! poller keeps the one it started a batch with, so nothing is unmapped under it; the last one to let go unmaps.
 //!
-//! Every byte in there is hostile. It may change at any moment, in the middle of a read, so no Rust reference to it ever
-//! exists: it is read and written by volatile, atomic or opaque copies through raw pointers, and a value is read once
-//! into a local, checked, and then used. The file behind it may be truncated under us; the fault guard ([`fault`])
+//! Every byte in there is hostile. It may change at any moment, in the middle of a read, so no Rust reference to it
+//! ever exists: it is read and written by volatile, atomic or opaque copies through raw pointers, and a value is read
+//! once into a local, checked, and then used. The file behind it may be truncated under us; the fault guard ([`fault`])
 //! turns the resulting SIGBUS into a flag on the mapping.
 
 pub mod access;

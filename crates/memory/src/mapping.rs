@@ -10,8 +10,8 @@
 //! with which every mapping is registered for as long as it lives. Files whose pages are made by another user's process
 //! on demand (FUSE) are refused, because reading them can block a poller for as long as that process likes.
 //!
-//! The descriptor is closed as soon as the mapping exists: a hundred ports with hundreds of regions each would otherwise
-//! hold tens of thousands of descriptors.
+//! The descriptor is closed as soon as the mapping exists: a hundred ports with hundreds of regions each would
+//! otherwise hold tens of thousands of descriptors.
 //!
 //! This is plain `mmap` and not rust-vmm's `MmapRegion`: the guard replaces the pages under the mapping, the block size
 //! of hugetlbfs decides its length, and nothing else of vm-memory would be used.
@@ -135,9 +135,9 @@ impl Mapping {
         if pages == libc::MAP_FAILED {
             return Err(MappingError::System { call: "mmap", offset, len, error: io::Error::last_os_error() });
         }
-        // Advice: the guest's memory has no place in our core dumps, and huge pages cost fewer TLB misses. A kernel that
-        // cannot follow it refuses, and nothing is lost.
-        // SAFETY: the range is the mapping just made, and neither piece of advice changes its contents.
+        // Advice: the guest's memory has no place in our core dumps, and huge pages cost fewer TLB misses. A kernel
+        // that cannot follow it refuses, and nothing is lost. SAFETY: the range is the mapping just made, and neither
+        // piece of advice changes its contents.
         unsafe {
             libc::madvise(pages, pages_len, libc::MADV_DONTDUMP);
             if kind.shmem {
@@ -237,8 +237,8 @@ const HUGETLBFS_MAGIC: u32 = 0x9584_58f6;
 const TMPFS_MAGIC: u32 = 0x0102_1994;
 const FUSE_MAGIC: u32 = 0x6573_5546;
 
-/// An anonymous file in memory of `size` bytes to share with a back-end. It is sealed against being cut or grown, so that
-/// neither side can be hurt by it.
+/// An anonymous file in memory of `size` bytes to share with a back-end. It is sealed against being cut or grown, so
+/// that neither side can be hurt by it.
 ///
 /// # Errors
 /// Whatever `memfd_create`, `ftruncate` or `fcntl` answer.

@@ -57,7 +57,8 @@ impl Span {
     /// Copies out `buf.len()` bytes that start `offset` bytes into the span.
     ///
     /// # Safety
-    /// The memory the span was translated from must be alive. The range must lie inside the span (checked in debug builds).
+    /// The memory the span was translated from must be alive. The range must lie inside the span (checked in debug
+    /// builds).
     #[inline]
     pub unsafe fn read(self, offset: u32, buf: &mut [u8]) {
         debug_assert!(offset as usize + buf.len() <= self.len as usize);

@@ -42,7 +42,8 @@ extern "C" fn exit_44(_: c_int) {
 
 extern "C" fn nothing(_: c_int) {}
 
-/// Says that it was called, puts back the handler it found, and sends the signal again, as Python's `faulthandler` does.
+/// Says that it was called, puts back the handler it found, and sends the signal again, as Python's `faulthandler`
+/// does.
 extern "C" fn give_up(signal: c_int) {
     // SAFETY: all three may be called in a handler; the action was written before this became the handler.
     unsafe {

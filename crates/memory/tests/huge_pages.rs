@@ -23,7 +23,8 @@ fn file(size: u64) -> io::Result<File> {
     Ok(file)
 }
 
-/// Maps a range in the middle of two huge pages, writes it through one mapping, reads it through another, cuts the file.
+/// Maps a range in the middle of two huge pages, writes it through one mapping, reads it through another, cuts the
+/// file.
 fn exercise(file: &File) -> Result<(), MappingError> {
     let (offset, len) = (HUGE - 4096, 8192);
     let mapping = Mapping::new(file.as_fd(), offset, len)?;

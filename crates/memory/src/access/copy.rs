@@ -141,7 +141,8 @@ mod x86_64 {
     const AVX512: u8 = 3;
     /// Added to the others: `rep movsb` is fast.
     const ERMS: u8 = 4;
-    /// From here on `rep movsb`, where it is fast, moves whole cache lines and beats vectors unless everything is in L1.
+    /// From here on `rep movsb`, where it is fast, moves whole cache lines and beats vectors unless everything is in
+    /// L1.
     const ERMS_FROM: usize = 16 << 10;
 
     #[cold]
@@ -218,8 +219,8 @@ mod x86_64 {
                 // SAFETY: as for `super::copy`; `len` must be at least one vector's width.
                 $(#[target_feature(enable = $feature)])?
                 pub(super) unsafe fn long(dst: *mut u8, src: *const u8, len: usize) {
-                    // SAFETY: the accesses lie in the first `len` bytes by the comparisons; in the loop, because it ends where
-                    // the last four vectors begin or less than four before.
+                    // SAFETY: the accesses lie in the first `len` bytes by the comparisons; in the loop, because it
+                    // ends where the last four vectors begin or less than four before.
                     unsafe {
                         if len <= 2 * W {
                             return both_ends!(dst, src, len, $width, $load, $store);
@@ -238,8 +239,9 @@ mod x86_64 {
                             // The first vector goes where the destination begins, the others where it is aligned.
                             let mut at = W - (dst as usize) % W;
                             $store(dst, start);
-                            // A round's loads come before the stores of the round before it: where source and destination lie
-                            // alike in their pages, a load right behind a store would be taken for its reader and wait.
+                            // A round's loads come before the stores of the round before it: where source and
+                            // destination lie alike in their pages, a load right behind a store would be taken for its
+                            // reader and wait.
                             if at < len - 4 * W {
                                 let mut values = load4(src.add(at));
                                 while at + 4 * W < len - 4 * W {

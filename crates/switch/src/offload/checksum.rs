@@ -3,9 +3,10 @@
 //! # Theory of operation
 //!
 //! The ones' complement sum of 16-bit words does not depend on their byte order (RFC 1071, 2 (B)): words are added as
-//! they lie in memory, and the result is stored as it lies. Nor does it depend on the width in which one adds, as long as
-//! carries come back in at the bottom (2 (C)): 32-bit words are added in 64-bit lanes, which have room for the carries of
-//! four billion words, and folded at the end. The lanes are independent, so that the compiler makes vectors of them.
+//! they lie in memory, and the result is stored as it lies. Nor does it depend on the width in which one adds, as long
+//! as carries come back in at the bottom (2 (C)): 32-bit words are added in 64-bit lanes, which have room for the
+//! carries of four billion words, and folded at the end. The lanes are independent, so that the compiler makes vectors
+//! of them.
 
 /// A sum in progress.
 #[derive(Clone, Copy, Debug, Default)]
@@ -34,8 +35,8 @@ impl Sum {
         (!self.fold()).to_ne_bytes()
     }
 
-    /// Like [`finish`](Sum::finish), but never zero: that means "no checksum" in UDP over IPv4, and the other form of zero
-    /// is as good (RFC 768).
+    /// Like [`finish`](Sum::finish), but never zero: that means "no checksum" in UDP over IPv4, and the other form of
+    /// zero is as good (RFC 768).
     #[inline]
     pub fn finish_nonzero(self) -> [u8; 2] {
         match self.fold() {

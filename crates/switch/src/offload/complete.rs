@@ -6,8 +6,8 @@ use crate::net_header::{GSO_ECN, GSO_NONE, GSO_TCPV4, GSO_TCPV6, GSO_UDP, GSO_UD
 /// Length of an Ethernet header without tags: no checksum can start before its end.
 const ETHERNET: u16 = 14;
 
-/// Whether what `header` says can be true of a frame of `len` bytes, without a look at the frame. To be asked before the
-/// frame is passed on untouched, because the receiver may trust what its device tells it.
+/// Whether what `header` says can be true of a frame of `len` bytes, without a look at the frame. To be asked before
+/// the frame is passed on untouched, because the receiver may trust what its device tells it.
 ///
 /// # Errors
 /// The first contradiction.
@@ -27,7 +27,7 @@ fn check_gso(header: &NetHeader) -> Result<(), OffloadError> {
         _ if matches!(gso_type & !GSO_ECN, GSO_TCPV4 | GSO_TCPV6) => {}
         _ => return Err(OffloadError::UnknownGso(gso_type)),
     }
-    // "If gso_type differs from VIRTIO_NET_HDR_GSO_NONE" in virtio 1.2, 5.1.6.2.1: both are demanded of the driver.
+    // Both are demanded of a driver that asks for segmentation (virtio 1.2, 5.1.6.2.1).
     if header.flags & NEEDS_CSUM == 0 {
         return Err(OffloadError::NotPartial(gso_type));
     }

@@ -2,8 +2,8 @@
 
 use super::OffloadError;
 
-/// Most bytes of headers that a segment may have: two VLAN tags, IPv6 with a hundred bytes of extension headers, and TCP
-/// with all its options take 222.
+/// Most bytes of headers that a segment may have: two VLAN tags, IPv6 with a hundred bytes of extension headers, and
+/// TCP with all its options take 222.
 pub const MAX_HEADERS: usize = 256;
 
 /// IANA protocol numbers.

@@ -2,15 +2,16 @@
 //!
 //! # Theory of operation
 //!
-//! A driver may hand over a frame without its TCP or UDP checksum, or one of up to 64 KiB that is to be cut into segments,
-//! and says so in the virtio-net header (virtio 1.2, 5.1.6.2). Where the receiver's driver takes such frames, they pass
-//! untouched. Where it does not, [`complete_checksum`] fills the checksum in, and [`segment`] cuts the frame and fills
-//! in all checksums of every piece.
+//! A driver may hand over a frame without its TCP or UDP checksum, or one of up to 64 KiB that is to be cut into
+//! segments, and says so in the virtio-net header (virtio 1.2, 5.1.6.2). Where the receiver's driver takes such frames,
+//! they pass untouched. Where it does not, [`complete_checksum`] fills the checksum in, and [`segment`] cuts the frame
+//! and fills in all checksums of every piece.
 //!
 //! Both work on a private copy of the frame: what is checked here cannot change before it is used. They are pure
-//! functions of frame and header. The header is the guest's word and may lie: each contradiction is an [`OffloadError`],
-//! whose [`name`](OffloadError::name) counts it and whose text explains it. `hdr_len` is not used at all, "due to various
-//! bugs in implementations" being the specification's own warning; the frame's headers are parsed instead.
+//! functions of frame and header. The header is the guest's word and may lie: each contradiction is an
+//! [`OffloadError`], whose [`name`](OffloadError::name) counts it and whose text explains it. `hdr_len` is not used at
+//! all, because drivers are known to set it wrongly (a footnote in 5.1.6.2 warns of it); the frame's headers are parsed
+//! instead.
 //!
 //! | `gso_type`        | what happens                                                                       |
 //! |-------------------|------------------------------------------------------------------------------------|

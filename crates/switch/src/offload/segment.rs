@@ -4,8 +4,8 @@ use super::headers::{Headers, IPV4, IPV6, MAX_HEADERS, TCP, UDP};
 use super::{OffloadError, Sum, check};
 use crate::net_header::{GSO_ECN, GSO_NONE, GSO_TCPV4, GSO_TCPV6, NetHeader};
 
-/// Most segments that one frame may become. A real driver makes 64 KiB of segments of at least 48 bytes (RFC 9293, 3.7.1
-/// with all options); a header that asks for a frame per byte asks us to work a thousand times as long for it.
+/// Most segments that one frame may become. A real driver makes 64 KiB of segments of at least 48 bytes (RFC 9293,
+/// 3.7.1 with all options); a header that asks for a frame per byte asks us to work a thousand times as long for it.
 pub const MAX_SEGMENTS: usize = 2048;
 
 /// TCP flags (RFC 9293, 3.1).
@@ -13,9 +13,9 @@ const FIN: u8 = 0x01;
 const PSH: u8 = 0x08;
 const CWR: u8 = 0x80;
 
-/// Cuts `frame` as `header` says and calls `emit` with the headers and the payload of each segment in turn. Every segment
-/// is complete: it needs no offload any more, and its virtio-net header has neither flags nor `gso_type`. A frame whose
-/// `gso_type` is `GSO_NONE` is refused.
+/// Cuts `frame` as `header` says and calls `emit` with the headers and the payload of each segment in turn. Every
+/// segment is complete: it needs no offload any more, and its virtio-net header has neither flags nor `gso_type`. A
+/// frame whose `gso_type` is `GSO_NONE` is refused.
 ///
 /// # Errors
 /// The first contradiction between frame and header; nothing has been emitted then.

@@ -1,4 +1,5 @@
-//! Frames for the offload tests, and an implementation of checksums and header fields that shares nothing with the crate.
+//! Frames for the offload tests, and an implementation of checksums and header fields that shares nothing with the
+//! crate.
 
 use viaduct_switch::net_header::{GSO_ECN, GSO_TCPV4, GSO_TCPV6, GSO_UDP_L4, NEEDS_CSUM, NetHeader};
 
