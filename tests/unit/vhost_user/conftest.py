@@ -32,7 +32,8 @@ def leaves_nothing() -> Iterator[None]:
     """File descriptors, mappings and threads are the same before and after each test."""
     before = _resources()
     yield
-    gc.collect()
+    if _resources() != before:
+        gc.collect()  # What only a cycle holds is no leak.
     assert _resources() == before
 
 

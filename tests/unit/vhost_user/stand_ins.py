@@ -72,7 +72,7 @@ class RecordingDevice(Device):
         self._record("set_features", features)
 
     def set_memory(self, memory: Any) -> None:
-        self._record("set_memory")
+        self._record("set_memory", memory.regions)
         self.memory = memory
 
     def start_queue(self, vring: Vring) -> None:

@@ -17,9 +17,10 @@ from hypothesis import strategies as st
 
 from vhost_user.stand_ins import RecordingDevice
 from vhost_user.wire_client import HEADER, MEMORY_SIZE, USER_BASE, Guest, address, memfd, regions, single, state, u64
-from viaduct.vhost_user import Backend
+from viaduct.vhost_user import Backend, Vring
 from viaduct.vhost_user.protocol import FRONT_END_REQUESTS, Request
 
+RING_REQUESTS = [FRONT_END_REQUESTS[number] for number in (5, 8, 9, 10, 11, 12, 13, 14, 18, 34, 37, 38)]
 RINGS = st.sampled_from([0, 0, 1, 5, 6, 0xFFFFFFFF])
 REGIONS = st.sampled_from(
     [
@@ -52,7 +53,7 @@ def payload_of(request: Request) -> st.SearchStrategy[bytes]:
 @st.composite
 def message(draw: st.DrawFn) -> tuple[bytes, int, str]:
     """Bytes, number of descriptors, kind of descriptor."""
-    request = draw(st.sampled_from([*FRONT_END_REQUESTS.values()]))
+    request = draw(st.sampled_from([*FRONT_END_REQUESTS.values()] + 3 * RING_REQUESTS))
     payload = draw(payload_of(request))
     number = draw(st.sampled_from([request.number] * 19 + [0xFFFF]))
     flags = draw(st.sampled_from([1, 9, 9, 9, 9, 9, 9, 9, 9, 0, 5, 0xFFFFFFFD]))
@@ -65,6 +66,23 @@ def message(draw: st.DrawFn) -> tuple[bytes, int, str]:
         else "event"
     )
     return HEADER.pack(number, flags, size) + payload, count, kind
+
+
+def ring_start(index: int) -> list[tuple[bytes, int, str]]:
+    """What starts a ring, if features and memory are there and nothing forbids it."""
+    start = USER_BASE + index * 0x10000
+    requests = (
+        (8, state(index, 256), 0),
+        (9, address(index, start, start + 0x3000, start + 0x2000), 0),
+        (18, state(index, 1), 0),
+        (12, u64(index), 1),
+    )
+    return [(HEADER.pack(number, 9, len(payload)) + payload, count, "event") for number, payload, count in requests]
+
+
+STREAMS = st.lists(st.one_of(message().map(lambda each: [each]), st.integers(0, 2).map(ring_start)), max_size=25).map(
+    lambda groups: [each for group in groups for each in group]
+)
 
 
 def open_descriptors() -> int:
@@ -98,20 +116,30 @@ async def play(messages: list[tuple[bytes, int, str]], negotiate: bool) -> None:
             after.close()
     assert open_descriptors() == before
     assert broken == []
-    running: set[int] = set()
+    check(device)
+
+
+def check(device: RecordingDevice) -> None:
+    """The order of calls that `Device` promises: started queues only, and only in memory that holds them."""
+    running: dict[int, Vring] = {}
+    memory: list[tuple[int, int, int, int]] = []
     for name, *arguments in device.calls:
-        if name == "start_queue":
+        if name == "set_memory":
+            (memory,) = arguments
+        elif name == "start_queue":
             assert arguments[0].index not in running
-            running.add(arguments[0].index)
+            running[arguments[0].index] = arguments[0]
         elif name == "stop_queue":
-            running.remove(arguments[0])
+            del running[arguments[0]]
         elif name in ("enable_queue", "set_call", "set_err"):
             assert arguments[0] in running
+        for vring in running.values():
+            assert any(user <= vring.descriptor_addr < user + size for _, size, user, _ in memory)
     assert not running
 
 
 @settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
-@given(messages=st.lists(message(), max_size=25), negotiate=st.booleans())
+@given(messages=STREAMS, negotiate=st.booleans())
 def test_random_messages(messages: list[tuple[bytes, int, str]], negotiate: bool) -> None:
     asyncio.run(play(messages, negotiate))
 
