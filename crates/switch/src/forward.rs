@@ -25,7 +25,7 @@ use viaduct_ring::{Batch, Chain};
 use crate::clock;
 use crate::counters::{DropReason, QueueCounters};
 use crate::fabric::{Fabric, SourceId};
-use crate::frame::Frame;
+use crate::frame::{Frame, Outgoing};
 use crate::mac_table::MacKey;
 use crate::port::{Input, InputState, Output, OutputQueue, Port};
 use crate::sink::{Put, Sink};
@@ -37,10 +37,18 @@ pub(crate) const BATCH: usize = 64;
 /// How long a frame may wait for a receiver that has no room.
 pub(crate) const PATIENCE: Duration = Duration::from_micros(50);
 
-/// Not one receiver but all in the VLAN.
-const FLOOD: u32 = u32::MAX;
-/// The frame goes nowhere.
-const NOWHERE: u32 = u32::MAX - 1;
+/// A route is a port in the upper half and one of its queues in the lower; this instead of a queue: to be chosen for
+/// each flow.
+const SPREAD: u32 = 0x8000;
+const PORT: u32 = 0xffff_0000;
+/// Not one receiver but all in the VLAN. Ports are numbered below this.
+const FLOOD: u32 = 0xfff0_0000;
+/// The frame goes nowhere, for the [`DropReason`] of this number.
+const NOWHERE: u32 = 0xfff1_0000;
+
+fn nowhere(reason: DropReason) -> u32 {
+    NOWHERE + reason as u32
+}
 
 /// What a round over one source came to.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -62,6 +70,10 @@ pub(crate) struct Forwarder {
     frames: Box<[Frame; BATCH]>,
     keys: Box<[(MacKey, MacKey); BATCH]>,
     routes: Box<[u32; BATCH]>,
+    /// Frames with the addresses and VLAN of the one before, and so its route.
+    like_before: u64,
+    /// All pending frames have the same route.
+    one_route: bool,
     offload: SoftwareOffload,
     patience: u64,
     /// Outputs found broken in this round.
@@ -88,6 +100,8 @@ impl Forwarder {
             frames: Box::new([Frame::default(); BATCH]),
             keys: Box::new([Default::default(); BATCH]),
             routes: Box::new([0; BATCH]),
+            like_before: 0,
+            one_route: false,
             offload: SoftwareOffload::default(),
             patience: clock::in_ticks(PATIENCE),
             broken: Vec::new(),
@@ -122,11 +136,9 @@ impl Forwarder {
             return Progress::Moved(count);
         }
         self.warm_up(fabric, state.last_route, count);
-        let pending = self.parse(fabric, port, state, &slot.counters, count);
-        self.route(fabric, port, pending, &slot.counters, state);
-        let had = state.done;
-        state.done |= self.deliver(fabric, port, pending);
-        self.count(&slot.counters, state.done & pending, had);
+        let pending = self.parse(fabric, port, state, &slot.counters);
+        self.route(fabric, port, pending, state);
+        state.done |= self.deliver(fabric, port, &slot.counters, pending);
         // The frames at the front that are dealt with go back to the sender.
         let finished = (state.done.trailing_ones() as usize).min(count);
         if finished == 0 {
@@ -135,7 +147,8 @@ impl Forwarder {
         if state.input.release(&self.batch, finished) {
             slot.counters.notifications.add(1);
         }
-        state.done = if finished == 64 { 0 } else { state.done >> finished };
+        state.done = state.done.checked_shr(finished as u32).unwrap_or(0);
+        state.counted = state.counted.checked_shr(finished as u32).unwrap_or(0);
         Progress::Moved(finished)
     }
 
@@ -146,9 +159,9 @@ impl Forwarder {
         self.batch.spans.push(span);
         self.batch.chains.push(Chain { readable: 1, readable_len: span.len(), ..Chain::default() });
         let (state, counters) = (&mut InputState::default(), &port.inputs[0].counters);
-        let pending = self.parse(fabric, port, state, counters, 1);
-        self.route(fabric, port, pending, counters, state);
-        self.deliver(fabric, port, pending);
+        let pending = self.parse(fabric, port, state, counters);
+        self.route(fabric, port, pending, state);
+        self.deliver(fabric, port, counters, pending);
     }
 
     /// Fetches the buffers of the receiver that had the last frame.
@@ -164,111 +177,124 @@ impl Forwarder {
 
     /// Parses the frames that are not dealt with yet; returns those that are good.
     #[inline(always)]
-    fn parse(
-        &mut self,
-        fabric: &Fabric,
-        port: &Port,
-        state: &mut InputState,
-        counters: &QueueCounters,
-        count: usize,
-    ) -> u64 {
+    fn parse(&mut self, fabric: &Fabric, port: &Port, state: &mut InputState, counters: &QueueCounters) -> u64 {
         let header_len = state.input.header_len();
         let trusted_flags = state.input.trusted_flags();
-        let mut pending = 0;
-        for index in 0..count {
+        let Forwarder { batch: Batch { chains, spans }, frames, keys, .. } = self;
+        let (mut pending, mut like_before, mut bytes) = (0u64, 0u64, 0u64);
+        let mut before = Frame::default();
+        for (index, (chain, frame)) in chains.iter().zip(frames.iter_mut()).enumerate() {
             if state.done >> index & 1 == 1 {
                 continue;
             }
-            let chain = self.batch.chains[index];
-            let parsed = Frame::parse(&mut self.batch, &chain, header_len, trusted_flags).and_then(|mut frame| {
-                if port.vlan.admit(&mut frame) { Ok(frame) } else { Err(DropReason::VlanDenied) }
-            });
-            match parsed {
-                Ok(frame) => {
-                    let keys =
-                        (fabric.macs.key(frame.source(), frame.vlan), fabric.macs.key(frame.destination(), frame.vlan));
-                    fabric.macs.prefetch(keys.0);
-                    fabric.macs.prefetch(keys.1);
-                    self.keys[index] = keys;
-                    self.frames[index] = frame;
-                    pending |= 1 << index;
-                }
-                Err(reason) => {
-                    counters.drop_frames(reason, 1);
-                    state.done |= 1 << index;
-                }
+            let mut verdict = frame.parse(spans, chain, header_len, trusted_flags);
+            if verdict.is_ok() && !port.vlan.admit(frame) {
+                verdict = Err(DropReason::VlanDenied);
             }
+            if let Err(reason) = verdict {
+                counters.drop_frames(reason, 1);
+                state.done |= 1 << index;
+                continue;
+            }
+            if pending != 0 && frame.goes_with(&before) {
+                like_before |= 1 << index;
+            } else {
+                before = *frame;
+                let key =
+                    (fabric.macs.key(frame.source(), frame.vlan), fabric.macs.key(frame.destination(), frame.vlan));
+                fabric.macs.prefetch(key.0);
+                fabric.macs.prefetch(key.1);
+                keys[index] = key;
+            }
+            pending |= 1 << index;
+            bytes += u64::from(frame.len);
         }
+        let fresh = pending & !state.counted;
+        if fresh != pending {
+            bytes = bits(fresh).map(|index| u64::from(frames[index].len)).sum();
+        }
+        state.counted |= pending;
+        counters.frames.add(u64::from(fresh.count_ones()));
+        counters.bytes.add(bytes);
         if let Some(capture) = &port.capture {
-            for index in bits(pending) {
-                let frame = &self.frames[index];
-                capture.record(&frame.outgoing(&self.batch.spans, frame.tagged), true);
+            for frame in bits(fresh).map(|index| &frames[index]) {
+                capture.record(&frame.outgoing(spans, frame.tagged), true);
             }
         }
+        self.like_before = like_before;
         pending
     }
 
     /// Learns sources and decides where each frame goes.
     #[inline(always)]
-    fn route(&mut self, fabric: &Fabric, port: &Port, pending: u64, counters: &QueueCounters, state: &mut InputState) {
+    fn route(&mut self, fabric: &Fabric, port: &Port, pending: u64, state: &mut InputState) {
+        let mut route = 0;
+        let mut distinct = 0;
         for index in bits(pending) {
-            let frame = &self.frames[index];
-            let (source, destination) = self.keys[index];
-            if frame.source() & 1 == 1 {
-                counters.drop_frames(DropReason::BadSource, 1);
-                self.routes[index] = NOWHERE;
-                continue;
+            if self.like_before >> index & 1 == 0 {
+                let next = self.route_one(fabric, port, index);
+                distinct += u32::from(next != route || distinct == 0);
+                route = next;
             }
-            fabric.macs.learn(source, port.number);
-            self.routes[index] = match fabric.macs.lookup(destination) {
-                _ if frame.destination() & 1 == 1 => {
-                    if is_reserved_group(frame.destination()) {
-                        counters.drop_frames(DropReason::ReservedGroup, 1);
-                        NOWHERE
-                    } else {
-                        FLOOD
-                    }
+            // The flow may choose another queue of the same port.
+            self.routes[index] = if route & SPREAD == 0 { route } else { self.spread(fabric, route, index) };
+        }
+        self.one_route = distinct == 1 && route & SPREAD == 0;
+        state.last_route = route;
+    }
+
+    #[inline(always)]
+    fn route_one(&self, fabric: &Fabric, port: &Port, index: usize) -> u32 {
+        let frame = &self.frames[index];
+        let (source, destination) = self.keys[index];
+        if frame.source() & 1 == 1 {
+            return nowhere(DropReason::BadSource);
+        }
+        fabric.macs.learn(source, port.number);
+        if frame.destination() & 1 == 1 {
+            return if is_reserved_group(frame.destination()) { nowhere(DropReason::ReservedGroup) } else { FLOOD };
+        }
+        let Some(number) = fabric.macs.lookup(destination) else { return FLOOD };
+        if number == port.number {
+            return nowhere(DropReason::NoDestination);
+        }
+        match fabric.port(number) {
+            Some(receiver) if receiver.vlan.carries(frame.vlan) => {
+                let port = u32::from(number) << 16;
+                match receiver.live.as_slice() {
+                    [] => port,
+                    [only] => port | u32::from(*only),
+                    _ => port | SPREAD,
                 }
-                None => FLOOD,
-                Some(number) if number == port.number => {
-                    counters.drop_frames(DropReason::NoDestination, 1);
-                    NOWHERE
-                }
-                Some(number) => match fabric.port(number) {
-                    Some(receiver) if receiver.vlan.carries(frame.vlan) => {
-                        u32::from(number) << 16 | self.choose_queue(receiver, frame)
-                    }
-                    _ => FLOOD,
-                },
-            };
-            state.last_route = self.routes[index];
+            }
+            _ => FLOOD,
         }
     }
 
     /// The receiver's queue for a frame: the flow's hash spreads flows over queues and keeps each in order.
-    #[inline(always)]
-    fn choose_queue(&self, receiver: &Port, frame: &Frame) -> u32 {
-        match receiver.live.as_slice() {
-            [] => 0,
-            [only] => u32::from(*only),
-            live => u32::from(live[frame.flow_hash(&self.batch.spans) as usize % live.len()]),
-        }
+    #[inline(never)]
+    fn spread(&self, fabric: &Fabric, route: u32, index: usize) -> u32 {
+        let port = route & PORT;
+        let live = fabric.port((port >> 16) as u16).map_or(&[][..], |receiver| &receiver.live);
+        let hash = self.frames[index].flow_hash(&self.batch.spans) as usize;
+        port | live.get(hash % live.len().max(1)).map_or(0, |queue| u32::from(*queue))
     }
 
     /// Delivers the pending frames, receiver by receiver. Returns those that are dealt with.
     #[inline(always)]
-    fn deliver(&mut self, fabric: &Fabric, port: &Port, mut pending: u64) -> u64 {
+    fn deliver(&mut self, fabric: &Fabric, port: &Port, counters: &QueueCounters, mut pending: u64) -> u64 {
         let mut done = 0;
         while pending != 0 {
             let route = self.routes[pending.trailing_zeros() as usize];
-            let mut group = 0;
-            for index in bits(pending) {
-                group |= u64::from(self.routes[index] == route) << index;
-            }
+            let group = self.group(route, pending);
             pending &= !group;
             done |= match route {
-                NOWHERE => group,
                 FLOOD => self.flood(fabric, port, group),
+                NOWHERE.. => {
+                    let reason = DropReason::ALL[(route - NOWHERE) as usize % DropReason::ALL.len()];
+                    counters.drop_frames(reason, u64::from(group.count_ones()));
+                    group
+                }
                 _ => match fabric.port((route >> 16) as u16) {
                     Some(receiver) => self.deliver_to(receiver, route as u16, group, true),
                     None => group,
@@ -276,6 +302,15 @@ impl Forwarder {
             };
         }
         done
+    }
+
+    /// The pending frames with this route.
+    #[inline(always)]
+    fn group(&self, route: u32, pending: u64) -> u64 {
+        if self.one_route {
+            return pending;
+        }
+        bits(pending).fold(0, |group, index| group | u64::from(self.routes[index] == route) << index)
     }
 
     /// Sends frames to every other port of their VLAN.
@@ -355,30 +390,26 @@ impl Forwarder {
         let (mut sent, mut bytes) = (0, 0);
         for index in bits(group) {
             let frame = &frames[index];
-            let outgoing = frame.outgoing(&batch.spans, receiver.vlan.tags(frame));
-            let verdict = if !receiver.accepts.include(frame.offloads()) {
-                counters.completed_offloads.add(1);
-                offload.complete_into(sink, &outgoing, receiver.max_frame)
-            } else if frame.len > receiver.max_frame && !frame.is_gso() {
-                Err(DropReason::TooBig)
+            let tag_out = receiver.vlan.tags(frame);
+            let accepted = receiver.accepts.include(frame.offloads());
+            let put = if !accepted || frame.len > receiver.max_frame {
+                put_unusual(sink, receiver, counters, offload, frame, &frame.outgoing(&batch.spans, tag_out))
+            } else if frame.is_simple(tag_out) {
+                sink.put_simple(frame, batch.spans[frame.first as usize])
             } else {
-                match sink.put(&outgoing) {
-                    Put::Done => Ok(true),
-                    Put::Full => Ok(false),
-                    Put::TooBig => Err(DropReason::TooBig),
-                    Put::Failed => Err(DropReason::Io),
-                }
+                sink.put(&frame.outgoing(&batch.spans, tag_out))
             };
-            match verdict {
-                Ok(true) => {
+            match put {
+                Put::Done => {
                     sent += 1;
-                    bytes += u64::from(outgoing.len);
+                    bytes += u64::from(frame.len);
                     if let Some(capture) = &receiver.capture {
-                        capture.record(&outgoing, false);
+                        capture.record(&frame.outgoing(&batch.spans, tag_out), false);
                     }
                 }
-                Ok(false) => break,
-                Err(reason) => counters.drop_frames(reason, 1),
+                Put::Full => break,
+                Put::TooBig => counters.drop_frames(DropReason::TooBig, 1),
+                Put::Failed(reason) => counters.drop_frames(reason, 1),
             }
             left &= !(1 << index);
         }
@@ -389,14 +420,26 @@ impl Forwarder {
         counters.bytes.add(bytes);
         left
     }
+}
 
-    /// Counts the frames that have just been dealt with.
-    #[inline(always)]
-    fn count(&self, counters: &QueueCounters, done: u64, had: u64) {
-        let fresh = done & !had;
-        counters.frames.add(u64::from(fresh.count_ones()));
-        counters.bytes.add(bits(fresh).map(|index| u64::from(self.frames[index].len)).sum());
+/// Puts a frame into a sink that does not take it as it is: offloads are completed, and too long frames refused.
+#[inline(never)]
+fn put_unusual<S: Sink>(
+    sink: &mut S,
+    receiver: &Port,
+    counters: &QueueCounters,
+    offload: &mut SoftwareOffload,
+    frame: &Frame,
+    outgoing: &Outgoing,
+) -> Put {
+    if !receiver.accepts.include(frame.offloads()) {
+        let put = offload.complete_into(sink, outgoing, receiver.max_frame);
+        if put == Put::Done {
+            counters.completed_offloads.add(1);
+        }
+        return put;
     }
+    if frame.is_gso() { sink.put(outgoing) } else { Put::TooBig }
 }
 
 fn output_of(fabric: &Fabric, route: u32) -> Option<&OutputQueue> {

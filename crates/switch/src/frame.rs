@@ -1,7 +1,7 @@
 //! A frame on its way: parsed once from the sender's buffers, checked, and from then on believed.
 
 use viaduct_memory::{Span, access};
-use viaduct_ring::{Batch, Chain};
+use viaduct_ring::Chain;
 
 use crate::counters::DropReason;
 use crate::net_header::{self, NetHeader};
@@ -41,10 +41,15 @@ pub(crate) struct Frame {
 }
 
 impl Frame {
-    /// Takes a frame out of a transmitted chain; its spans in `batch` are trimmed to the frame.
+    /// Takes the frame out of a transmitted chain; its spans are trimmed to the frame. Only flags in `keep_flags` count.
     #[inline(always)]
-    pub fn parse(batch: &mut Batch, chain: &Chain, header_len: u32, keep_flags: u8) -> Result<Frame, DropReason> {
-        let first = chain.first as usize;
+    pub fn parse(
+        &mut self,
+        spans: &mut [Span],
+        chain: &Chain,
+        header_len: u32,
+        keep_flags: u8,
+    ) -> Result<(), DropReason> {
         let Some(len) = chain.readable_len.checked_sub(header_len) else { return Err(DropReason::Runt) };
         if len < ETHERNET_HEADER {
             return Err(DropReason::Runt);
@@ -52,40 +57,37 @@ impl Frame {
         if len > MAX_FRAME {
             return Err(DropReason::Oversize);
         }
-        let span = batch.spans[first];
+        let Some(span) = spans.get_mut(chain.first as usize) else { return Err(DropReason::Runt) };
         if span.len() < header_len + HEAD {
-            return Frame::parse_scattered(batch, chain, header_len, len, keep_flags);
+            return self.parse_scattered(spans, chain, header_len, len, keep_flags);
         }
         let base = span.as_ptr();
         // SAFETY: the batch's memory is alive while it is forwarded, and the span has header_len + 16 bytes; the header
         // has 10 or 12, and the load at 8 takes two more bytes of the frame where it has 10.
-        let (low, high, head) = unsafe {
-            (
-                access::load_u64_unaligned(base),
-                access::load_u32_unaligned(base.add(8)),
-                [
-                    access::load_u64_unaligned(base.add(header_len as usize)),
-                    access::load_u64_unaligned(base.add(header_len as usize + 8)),
-                ],
-            )
+        let (low, high) = unsafe {
+            let start = base.add(header_len as usize);
+            self.head = [access::load_u64_unaligned(start), access::load_u64_unaligned(start.add(8))];
+            (access::load_u64_unaligned(base), access::load_u32_unaligned(base.add(8)))
         };
-        batch.spans[first] = advance(span, header_len);
-        let frame = Frame { head, first: chain.first, spans: chain.readable, len, ..Frame::default() };
-        frame.checked(low, high as u16, keep_flags)
+        *span = span.skip(header_len);
+        (self.first, self.spans, self.len) = (chain.first, chain.readable, len);
+        self.check(low, high as u16, keep_flags)
     }
 
     /// The same for headers that are spread over several spans.
     #[cold]
     fn parse_scattered(
-        batch: &mut Batch,
+        &mut self,
+        spans: &mut [Span],
         chain: &Chain,
         header_len: u32,
         len: u32,
         keep_flags: u8,
-    ) -> Result<Frame, DropReason> {
+    ) -> Result<(), DropReason> {
         let mut start = [0u8; NetHeader::LEN + HEAD as usize];
         let wanted = (header_len + len.min(HEAD)) as usize;
-        gather(batch.readable(chain), &mut start[..wanted]);
+        let (mut first, mut count, mut trim) = (chain.first as usize, chain.readable, header_len);
+        gather(&spans[first..first + usize::from(count)], &mut start[..wanted]);
         let (header, frame_start) = start.split_at(header_len as usize);
         let mut net = [0; NetHeader::LEN];
         net[..header.len()].copy_from_slice(header);
@@ -96,20 +98,20 @@ impl Frame {
             u64::from_le_bytes(bytes)
         };
         // With a header of 10 bytes the buffer holds 18 of the frame; 16 of them count, and past `len` they are zero.
-        let head = [word(0), word(8)];
-        let (mut first, mut spans, mut trim) = (chain.first as usize, chain.readable, header_len);
-        while batch.spans[first].len() <= trim {
-            trim -= batch.spans[first].len();
+        self.head = [word(0), word(8)];
+        while spans[first].len() <= trim {
+            trim -= spans[first].len();
             first += 1;
-            spans -= 1;
+            count -= 1;
         }
-        batch.spans[first] = advance(batch.spans[first], trim);
-        let frame = Frame { head, first: first as u32, spans, len, ..Frame::default() };
-        frame.checked(low, high as u16, keep_flags)
+        spans[first] = spans[first].skip(trim);
+        (self.first, self.spans, self.len) = (first as u32, count, len);
+        self.check(low, high as u16, keep_flags)
     }
 
     #[inline(always)]
-    fn checked(mut self, low: u64, csum_offset: u16, keep_flags: u8) -> Result<Frame, DropReason> {
+    fn check(&mut self, low: u64, csum_offset: u16, keep_flags: u8) -> Result<(), DropReason> {
+        (self.net, self.csum_offset, self.vlan, self.tagged) = (0, 0, 0, false);
         if self.ethertype() == TPID {
             if self.len < ETHERNET_HEADER + TAG {
                 return Err(DropReason::Runt);
@@ -117,11 +119,12 @@ impl Frame {
             self.tagged = true;
             self.vlan = ((self.head[1] >> 48) as u16).swap_bytes() & 0xfff;
         }
-        if low & 0xffff != 0 { self.check_offloads(low, csum_offset, keep_flags) } else { Ok(self) }
+        if low & 0xffff != 0 { self.check_offloads(low, csum_offset, keep_flags) } else { Ok(()) }
     }
 
     /// Checks a header that asks for something (virtio 1.2, 5.1.6.2.1): afterwards its offsets lie inside the frame.
-    fn check_offloads(mut self, low: u64, csum_offset: u16, keep_flags: u8) -> Result<Frame, DropReason> {
+    #[inline(never)]
+    fn check_offloads(&mut self, low: u64, csum_offset: u16, keep_flags: u8) -> Result<(), DropReason> {
         let mut header = NetHeader::from_words(low, u32::from(csum_offset));
         header.flags &= keep_flags;
         let needs_csum = header.flags & net_header::NEEDS_CSUM != 0;
@@ -146,7 +149,7 @@ impl Frame {
         }
         (self.net, _) = header.to_words();
         self.csum_offset = header.csum_offset;
-        Ok(self)
+        Ok(())
     }
 
     /// Puts the frame into a VLAN; a tag that it has keeps its priority.
@@ -180,6 +183,18 @@ impl Frame {
     #[inline(always)]
     pub fn offloads(&self) -> Offloads {
         if self.net & 0xffff == 0 { Offloads::NONE } else { Offloads::asked_by(self.net as u8, (self.net >> 8) as u8) }
+    }
+
+    /// Whether it has the addresses and the VLAN of `other`.
+    #[inline(always)]
+    pub fn goes_with(&self, other: &Frame) -> bool {
+        self.head[0] == other.head[0] && self.head[1] as u32 == other.head[1] as u32 && self.vlan == other.vlan
+    }
+
+    /// Whether it lies in one piece and leaves as it came, so that [`Sink::put_simple`](crate::sink::Sink) may take it.
+    #[inline(always)]
+    pub fn is_simple(&self, tag_out: bool) -> bool {
+        self.spans == 1 && self.len >= HEAD && self.tagged == tag_out
     }
 
     /// Whether the frame is to be cut into segments by the last one who handles it.
@@ -217,24 +232,30 @@ impl Frame {
         (hash.wrapping_mul(0x9e37_79b9_7f4a_7c15) >> 32) as u32
     }
 
-    /// The frame as it leaves through a port of this VLAN mode.
-    #[inline(always)]
+    /// The frame as it leaves through a port, with a tag or without.
+    #[inline]
     pub fn outgoing<'a>(&self, spans: &'a [Span], tag_out: bool) -> Outgoing<'a> {
         let first = self.first as usize;
-        let body = &spans[first..first + self.spans as usize];
-        let mut outgoing = Outgoing {
-            net: self.net,
-            csum_offset: self.csum_offset,
-            prefix: [self.head[0], self.head[1], 0],
-            prefix_len: self.len.min(HEAD),
-            skip: self.len.min(HEAD),
-            len: self.len,
-            body,
-        };
+        let mut outgoing = self.as_it_is(&spans[first..first + self.spans as usize]);
         if tag_out != self.tagged {
             outgoing.change_tag(tag_out, self.vlan);
         }
         outgoing
+    }
+
+    /// The frame, which lies in `body`, as it came.
+    #[inline]
+    pub fn as_it_is<'a>(&self, body: &'a [Span]) -> Outgoing<'a> {
+        let head = self.len.min(HEAD);
+        Outgoing {
+            net: self.net,
+            csum_offset: self.csum_offset,
+            prefix: [self.head[0], self.head[1], 0],
+            prefix_len: head,
+            skip: head,
+            len: self.len,
+            body,
+        }
     }
 }
 
@@ -300,7 +321,7 @@ impl Outgoing<'_> {
         self.body.iter().filter_map(move |&span| {
             let skipped = skip.min(span.len());
             skip -= skipped;
-            (skipped < span.len()).then(|| advance(span, skipped))
+            (skipped < span.len()).then(|| span.skip(skipped))
         })
     }
 
@@ -325,12 +346,6 @@ fn gather(spans: &[Span], buffer: &mut [u8]) {
         unsafe { span.read(0, &mut buffer[filled..filled + take]) };
         filled += take;
     }
-}
-
-/// The span without its first `by` bytes, of which it has at least as many.
-#[inline(always)]
-fn advance(span: Span, by: u32) -> Span {
-    span.skip(by)
 }
 
 /// Offloads that a frame asks for, or that a receiver accepts, as a set.

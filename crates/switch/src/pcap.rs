@@ -11,6 +11,7 @@ use pcap_file::pcapng::{Block, PcapNgReader};
 use pcap_file::{DataLink, TsResolution};
 use viaduct_ring::Batch;
 
+use crate::counters::DropReason;
 use crate::frame::Outgoing;
 use crate::frame_pool::{FramePool, SLOT_SIZE};
 use crate::net_header::NetHeader;
@@ -224,7 +225,7 @@ impl Sink for PcapOutput {
             self.buffer.extend_from_slice(&field.to_be_bytes());
         }
         frame.append_to(&mut self.buffer);
-        if self.file.write_all(&self.buffer).is_ok() { Put::Done } else { Put::Failed }
+        if self.file.write_all(&self.buffer).is_ok() { Put::Done } else { Put::Failed(DropReason::Io) }
     }
 
     fn flush(&mut self) -> bool {

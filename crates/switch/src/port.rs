@@ -113,6 +113,8 @@ pub(crate) struct InputState {
     /// Which of the frames that have not been released are dealt with: bit 0 is the oldest. A frame that waits for
     /// room holds back the release of those behind it but not their delivery.
     pub done: u64,
+    /// Which of them have been counted as received, likewise.
+    pub counted: u64,
     /// The route of the last frame: probably that of the next.
     pub last_route: u32,
     /// The driver broke its ring, or its memory is gone: not to be touched again before it is restarted.

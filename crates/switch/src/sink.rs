@@ -1,6 +1,9 @@
 //! Where frames go: the one operation that every kind of port implements for sending.
 
-use crate::frame::Outgoing;
+use viaduct_memory::Span;
+
+use crate::counters::DropReason;
+use crate::frame::{Frame, Outgoing};
 
 /// What became of a frame.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -11,8 +14,8 @@ pub(crate) enum Put {
     Full,
     /// There will never be room.
     TooBig,
-    /// The host refused it.
-    Failed,
+    /// It is lost, for this reason.
+    Failed(DropReason),
 }
 
 /// Something that takes frames.
@@ -21,6 +24,10 @@ pub(crate) trait Sink {
     fn reserve(&mut self, frames: usize);
     /// Takes one frame.
     fn put(&mut self, frame: &Outgoing) -> Put;
+    /// Takes one frame that lies in one piece and has at least 16 bytes, as it is.
+    fn put_simple(&mut self, frame: &Frame, body: Span) -> Put {
+        self.put(&frame.as_it_is(&[body]))
+    }
     /// Shows what was taken to the receiver. Returns whether it was notified.
     fn flush(&mut self) -> bool;
 }

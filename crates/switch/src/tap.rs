@@ -8,6 +8,7 @@ use std::sync::Arc;
 
 use viaduct_ring::Batch;
 
+use crate::counters::DropReason;
 use crate::frame::Outgoing;
 use crate::frame_pool::FramePool;
 use crate::net_header::NetHeader;
@@ -82,7 +83,7 @@ impl Sink for TapOutput {
         }
         match std::io::Error::last_os_error().kind() {
             ErrorKind::WouldBlock => Put::Full,
-            _ => Put::Failed,
+            _ => Put::Failed(DropReason::Io),
         }
     }
 

@@ -8,7 +8,7 @@ use std::os::fd::OwnedFd;
 use viaduct_memory::{GuestMemory, Span, access};
 use viaduct_ring::{Batch, Chain, DeviceQueue};
 
-use crate::frame::Outgoing;
+use crate::frame::{Frame, HEAD, Outgoing};
 use crate::net_header::NetHeader;
 use crate::sink::{Put, Sink};
 
@@ -143,6 +143,8 @@ pub(crate) struct VhostOutput {
     ready: Batch,
     next: usize,
     consumed: usize,
+    /// Those before have been fetched into the cache.
+    fetched: usize,
     /// What the driver did wrong; reported once.
     broken: Option<String>,
     /// Kept so that the eventfd stays open as long as the queue runs.
@@ -159,7 +161,7 @@ impl VhostOutput {
         // We look for buffers when there is a frame to deliver, so nobody needs to tell us about new ones.
         ring.queue.disable_notifications();
         let ready = Batch::with_capacity(LOOK_AHEAD);
-        VhostOutput { ring, mergeable, ready, next: 0, consumed: 0, broken: None, _kick: kick }
+        VhostOutput { ring, mergeable, ready, next: 0, consumed: 0, fetched: 0, broken: None, _kick: kick }
     }
 
     /// The ring, with no buffer held back from it.
@@ -199,7 +201,7 @@ impl VhostOutput {
     fn give_back(&mut self) {
         self.take_used();
         self.ready.clear();
-        (self.next, self.consumed) = (0, 0);
+        (self.next, self.consumed, self.fetched) = (0, 0, 0);
     }
 
     #[inline(always)]
@@ -276,41 +278,43 @@ impl Sink for VhostOutput {
     #[inline(always)]
     fn reserve(&mut self, frames: usize) {
         self.look(frames);
-        for chain in self.ready.chains.iter().skip(self.next).take(frames) {
+        let end = self.ready.chains.len().min(self.next + frames);
+        for chain in self.ready.chains.get(self.fetched..end).unwrap_or_default() {
             let start = self.ready.spans[chain.first as usize].as_ptr();
             access::prefetch_write(start);
             access::prefetch_write(start.wrapping_add(64));
         }
+        self.fetched = self.fetched.max(end);
+    }
+
+    #[inline(never)]
+    fn put(&mut self, frame: &Outgoing) -> Put {
+        if self.broken.is_some() { Put::Full } else { self.put_scattered(frame) }
     }
 
     #[inline(always)]
-    fn put(&mut self, frame: &Outgoing) -> Put {
-        let header_len = self.ring.header_len;
+    fn put_simple(&mut self, frame: &Frame, body: Span) -> Put {
+        let header_len = NetHeader::LEN as u32;
         let written = header_len + frame.len;
-        if let (Some(chain), [body]) = (self.ready.chains.get(self.next), frame.body)
-            && chain.writable == 1
-            && chain.writable_len >= written
-            && frame.prefix_len == 16
-            && header_len == NetHeader::LEN as u32
-        {
-            let chain = *chain;
-            let target = self.ready.spans[chain.first as usize].as_ptr();
-            let body = body.skip(16);
-            // SAFETY: the buffer has room for header and frame, the body for what follows the prefix; both memories are
-            // alive: this queue holds the one, the batch's owner the other. They may be the same guest's, but a guest
-            // that lends us one buffer twice corrupts only its own frames.
-            unsafe {
-                access::store_u64_unaligned(target, frame.net);
-                access::store_u32_unaligned(target.add(8), u32::from(frame.csum_offset) | 1 << 16);
-                access::store_u64_unaligned(target.add(12), frame.prefix[0]);
-                access::store_u64_unaligned(target.add(20), frame.prefix[1]);
-                access::copy(target.add(28), body.as_ptr(), frame.len as usize - 16);
-            }
-            self.ring.queue.complete(&chain, written);
-            self.next += 1;
-            return Put::Done;
+        let Some(chain) = self.ready.chains.get(self.next) else { return self.put(&frame.as_it_is(&[body])) };
+        if chain.writable != 1 || chain.writable_len < written || self.ring.header_len != header_len {
+            return self.put(&frame.as_it_is(&[body]));
         }
-        if self.broken.is_some() { Put::Full } else { self.put_scattered(frame) }
+        let target = self.ready.spans[chain.first as usize].as_ptr();
+        let rest = body.skip(HEAD);
+        // SAFETY: the buffer has room for header and frame, and `rest` is what follows the head; both memories are alive:
+        // this queue holds the one, the batch's owner the other. A guest that lends us one buffer twice corrupts only its
+        // own frames: the copy is opaque to the compiler.
+        unsafe {
+            access::store_u64_unaligned(target, frame.net);
+            access::store_u32_unaligned(target.add(8), u32::from(frame.csum_offset) | 1 << 16);
+            access::store_u64_unaligned(target.add(12), frame.head[0]);
+            access::store_u64_unaligned(target.add(20), frame.head[1]);
+            access::copy(target.add(28), rest.as_ptr(), rest.len() as usize);
+        }
+        self.ring.queue.complete(chain, written);
+        self.next += 1;
+        Put::Done
     }
 
     #[inline(always)]
