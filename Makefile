@@ -13,7 +13,7 @@ export PYO3_PYTHON := $(abspath $(BIN)/python)
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test dev lint unit interop rust-test bench bench-quick docs-check format clean distclean
+.PHONY: help demo test dev lint unit interop rust-test bench bench-quick bench-instructions docs-check format clean distclean
 
 help: ## what there is to make
 	@echo 'Viaduct: a user-space virtual switch and hypervisor. See README.md.'
@@ -60,6 +60,9 @@ bench: dev $(STAMPS)/bench ## testpmd, Open vSwitch with DPDK and Viaduct side b
 bench-quick: dev $(STAMPS)/bench ## the same, with less of everything
 	@setup/debian_packages.sh
 	$(RUST) $(BIN)/python -m bench --quick
+
+bench-instructions: dev ## instructions per packet, compared with those kept in bench/results (needs Valgrind)
+	$(RUST) $(BIN)/python -m bench.instructions
 
 docs-check: dev ## every link and command in the documentation
 	$(BIN)/python setup/docs_check.py
