@@ -20,6 +20,7 @@ COMMANDS = {
     "macs": "viaduct.cli.macs:macs",
     "events": "viaduct.cli.events:events",
     "capture": "viaduct.cli.capture:capture",
+    "guest": "viaduct.cli.guest:app",
 }
 """Every command: where its function stands, or its `typer.Typer` if it has commands of its own."""
 
