@@ -3,12 +3,19 @@
 from __future__ import annotations
 
 from importlib import import_module
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-# What the package offers directly, and where it stands. Loaded when first asked for, so that a command that needs one
-# of them does not wait for the others.
+if TYPE_CHECKING:
+    from viaduct._core import VERSION as __version__
+    from viaduct.guest import Guest
+    from viaduct.switch.switch import Switch
+
+__all__ = ["Guest", "Switch", "__version__"]
+
+# Where that stands. Loaded when first asked for, so that a command that needs one does not wait for the others.
 _WHERE = {
     "__version__": ("viaduct._core", "VERSION"),
+    "Guest": ("viaduct.guest", "Guest"),
     "Switch": ("viaduct.switch.switch", "Switch"),
 }
 

@@ -249,9 +249,7 @@ class Station:
     what cannot work.
     """
 
-    def __new__(
-        cls, mac: bytes, addresses: list[tuple[str, int]], gateways: list[str], mtu: int, seed: int
-    ) -> Station:
+    def __new__(cls, mac: bytes, addresses: list[tuple[str, int]], gateways: list[str], mtu: int, seed: int) -> Station:
         """`addresses` have their prefix lengths with them; `seed` makes sequence and port numbers."""
     def attach(
         self,

@@ -1,7 +1,7 @@
 """QEMU guests: Debian's kernel in software emulation, vhost-user network devices, and a shell that the test commands.
 
 A guest's network device is a `Nic`: where its socket is, who listens on it, and which virtio features QEMU offers the
-driver. `Guest.run` runs a shell script in the guest and returns its output; `guest_init.sh` is the other end of it.
+driver. `Guest.run` runs a shell script in the guest and returns its output; the image's `init.sh` is the other end.
 """
 
 from __future__ import annotations

@@ -14,6 +14,7 @@ import sys
 from typing import Any
 
 COMMANDS = {
+    "demo": "viaduct.cli.demo:demo",
     "switch": "viaduct.cli.switch:switch",
     "port": "viaduct.cli.port:app",
     "stats": "viaduct.cli.stats:stats",

@@ -1,5 +1,5 @@
 #!/bin/sh
-# The first process of a test guest: load the drivers, then do what the host asks for over the second serial port.
+# The first process of a guest: load the drivers, then do what the host asks for over the second serial port.
 #
 # One request is one line "TAG SCRIPT" with the script in base64; its answer is one line "TAG STATUS OUTPUT", also in base64, so
 # that kernel messages and terminal modes cannot be taken for either. "ready BOOT_ID" announces a fresh boot.
