@@ -249,6 +249,28 @@ fn indirect_tables() {
 }
 
 #[test]
+fn packed_tables_of_a_read_only_queue_are_readable() {
+    // As DPDK's virtio driver writes them: the header's element is marked writable.
+    let table = [(DATA, 12, WRITE), (DATA, 1, 0), (DATA, 2, 0)];
+    for read_only in [false, true] {
+        let (mut rig, config) = (rig(Layout::Packed, 4), config(Layout::Packed, 4));
+        if read_only {
+            rig.device.set_read_only();
+        }
+        for (i, (addr, len, flags)) in table.into_iter().enumerate() {
+            rig.packed_descriptor(TABLES, i as u64, addr, len, 0, flags);
+        }
+        offer_packed(&rig, &config, &[(TABLES, 48, INDIRECT, 3)]);
+        let mut batch = Batch::default();
+        let found = rig.device.peek(&mut batch, 1);
+        assert_eq!(found, if read_only { Ok(1) } else { Err(RingError::Order) });
+        if read_only {
+            assert_eq!((batch.chains[0].readable, batch.chains[0].writable), (3, 0));
+        }
+    }
+}
+
+#[test]
 fn an_indirect_table_may_be_longer_than_a_small_queue() {
     for layout in [Layout::Split, Layout::Packed] {
         for (entries, allowed) in [(1024u16, true), (1025, false)] {

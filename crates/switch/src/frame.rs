@@ -208,17 +208,16 @@ impl Frame {
         let mut hash = self.head[0] ^ (self.head[1] & 0xffff_ffff).rotate_left(32);
         let start = if self.tagged { ETHERNET_HEADER + TAG } else { ETHERNET_HEADER };
         let span = spans[self.first as usize];
-        // Behind a tag the ethertype is not in the head: the version says it. IPv4 without options has its ports behind
-        // the addresses, IPv6 without extensions too; other protocols spread by their Ethernet addresses.
-        let version = if start < span.len() {
-            // SAFETY: within the span, whose memory is alive while the batch is forwarded.
-            unsafe { span.as_ptr().add(start as usize).read_volatile() }
-        } else {
-            0
+        // Behind a tag the ethertype is not in the head. IPv4 without options has its ports behind the addresses, IPv6
+        // without extensions too; other protocols spread by their Ethernet addresses.
+        let byte = |at: u32| {
+            // SAFETY: called within the span only, whose memory is alive while the batch is forwarded.
+            unsafe { span.as_ptr().add(at as usize).read_volatile() }
         };
-        let (from, words) = match version {
-            0x45 => (start + 12, 3),
-            0x60..=0x6f => (start + 8, 9),
+        let protocol = if start < span.len() { [byte(start - 2), byte(start - 1), byte(start)] } else { [0; 3] };
+        let (from, words) = match protocol {
+            [0x08, 0x00, 0x45] => (start + 12, 3),
+            [0x86, 0xdd, _] => (start + 8, 9),
             _ => (0, 0),
         };
         if from + 4 * words <= span.len() {

@@ -64,6 +64,7 @@ impl VhostInput {
     pub fn new(start: VhostQueue) -> VhostInput {
         let VhostQueue { queue, kick, call, enabled, header_len, .. } = start;
         let mut ring = Vring { queue, call: call.map(File::from), header_len, enabled };
+        ring.queue.set_read_only();
         ring.queue.disable_notifications();
         VhostInput { ring, kick }
     }

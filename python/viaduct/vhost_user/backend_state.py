@@ -187,7 +187,12 @@ class BackendState:
         return Answer((MAX_MEM_SLOTS,))
 
     def add_mem_reg(self, payload: p.Region, fds: Descriptors) -> None:
-        self._replace_table(self.table.with_region(payload, fds.peek()[0]))
+        fd = fds.peek()[0]
+        again = self.table.with_region_again(payload, fd)
+        if again is None:
+            self._replace_table(self.table.with_region(payload, fd))
+        else:
+            self.table = again
 
     def rem_mem_reg(self, payload: p.Region, fds: Descriptors) -> None:
         self._replace_table(self.table.without_region(payload))

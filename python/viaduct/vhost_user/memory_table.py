@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import os
 import stat
+from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
 from viaduct.vhost_user.errors import RequestError
@@ -32,9 +33,17 @@ def empty_memory() -> GuestMemory:
 class MemoryTable:
     """Regions and the memory they are mapped in."""
 
-    def __init__(self, regions: tuple[Region, ...] = (), memory: GuestMemory | None = None) -> None:
+    def __init__(
+        self,
+        regions: tuple[Region, ...] = (),
+        memory: GuestMemory | None = None,
+        files: Mapping[Region, tuple[int, int]] | None = None,
+        repeats: Mapping[Region, int] | None = None,
+    ) -> None:
         self.regions = regions
         self._memory = memory
+        self._files = files or {}
+        self._repeats = repeats or {}
 
     @property
     def memory(self) -> GuestMemory:
@@ -61,15 +70,29 @@ class MemoryTable:
             memory = self.memory.with_region(*region, fd)
         except (OSError, ValueError) as error:
             raise RequestError(f"region [{region}] cannot be mapped: {error}", "a mappable file", _SECTION) from error
-        return MemoryTable((*self.regions, region), memory)
+        return MemoryTable((*self.regions, region), memory, {**self._files, region: _identity(fd)}, self._repeats)
+
+    def with_region_again(self, region: Region, fd: int) -> MemoryTable | None:
+        """This table if it has the very region, of the same file, already; then it takes one more removal to remove it.
+
+        QEMU before 8.0 adds and removes each region once for every queue pair of a multiqueue device.
+        """
+        if self._files.get(region) != _identity(fd):
+            return None
+        repeats = {**self._repeats, region: self._repeats.get(region, 0) + 1}
+        return MemoryTable(self.regions, self.memory, self._files, repeats)
 
     def without_region(self, region: Region) -> MemoryTable:
         """This table without the region that has these addresses and size; the offset is ignored. Raises
         `RequestError`."""
         for i, other in enumerate(self.regions):
             if other[:3] == region[:3]:
+                left = self._repeats.get(other, 0) - 1
+                if left >= 0:
+                    return MemoryTable(self.regions, self.memory, self._files, {**self._repeats, other: left})
                 memory = self.memory.without_region(*region[:3])
-                return MemoryTable(self.regions[:i] + self.regions[i + 1 :], memory)
+                files = {kept: file for kept, file in self._files.items() if kept != other}
+                return MemoryTable(self.regions[:i] + self.regions[i + 1 :], memory, files, self._repeats)
         raise RequestError(
             f"no region [{region}]",
             "; ".join(f"[{other}]" for other in self.regions[:8]) or "none, the table is empty",
@@ -99,6 +122,12 @@ def _check_file(region: Region, fd: int) -> None:
             f"up to the file's size, {info.st_size:#x}",
             _SECTION,
         )
+
+
+def _identity(fd: int) -> tuple[int, int]:
+    """What tells a file from all others."""
+    info = os.fstat(fd)
+    return info.st_dev, info.st_ino
 
 
 def _overlap(a: Region, b: Region, space: str) -> bool:

@@ -77,3 +77,22 @@ async def test_needs_the_feature(wire: Guest, device: RecordingDevice) -> None:
     device.protocol_features &= ~ProtocolFeature.CONFIGURE_MEM_SLOTS
     assert await wire.ack(37, single((0, PAGE, 0, 0)), [wire.memory()]) == NACK
     assert "does not offer" in device.failures[1]
+
+
+async def test_a_region_added_again_is_removed_as_often(negotiated: Guest, device: RecordingDevice) -> None:
+    """As QEMU before 8.0 does, once for every queue pair."""
+    region, fd = single((0, MEMORY_SIZE, USER_BASE, 0)), negotiated.memory()
+    for _ in range(3):
+        assert await negotiated.ack(37, region, [fd]) == ACK
+    await negotiated.start()
+    for _ in range(2):
+        assert await negotiated.ack(38, region) == ACK
+    assert await negotiated.ack(38, region) == NACK
+    assert "an empty memory table while ring 0 runs" in device.failures[0]
+
+
+async def test_the_same_addresses_in_another_file_overlap(negotiated: Guest, device: RecordingDevice) -> None:
+    region = single((0, PAGE, USER_BASE, 0))
+    assert await negotiated.ack(37, region, [negotiated.memory()]) == ACK
+    assert await negotiated.ack(37, region, [negotiated.memory()]) == NACK
+    assert "overlaps region" in device.failures[0]

@@ -105,8 +105,9 @@ impl<'a> Gather<'a> {
         Err(RingError::ChainLength { allowed })
     }
 
-    /// Adds the elements of a packed indirect table (virtio 1.2, 2.8.7): all of them, one after the other.
-    pub fn add_packed_table(&mut self, head: Descriptor, size: u32) -> Result<(), RingError> {
+    /// Adds the elements of a packed indirect table (virtio 1.2, 2.8.7): all of them, one after the other. With
+    /// `read_only` they are taken for device-readable, see [`DeviceQueue::set_read_only`](super::DeviceQueue::set_read_only).
+    pub fn add_packed_table(&mut self, head: Descriptor, size: u32, read_only: bool) -> Result<(), RingError> {
         let table = self.table(head)?;
         let allowed = size.max(INDIRECT_AT_LEAST);
         if table.entries > allowed {
@@ -119,7 +120,7 @@ impl<'a> Gather<'a> {
             if flags & INDIRECT != 0 {
                 return Err(RingError::IndirectNested);
             }
-            self.add(descriptor.addr, descriptor.len(), flags & WRITE != 0)?;
+            self.add(descriptor.addr, descriptor.len(), flags & WRITE != 0 && !read_only)?;
         }
         Ok(())
     }

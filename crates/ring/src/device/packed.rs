@@ -33,6 +33,8 @@ pub(super) struct Packed {
     size: u16,
     event_idx: bool,
     indirect: bool,
+    /// No buffer of this queue is written, whatever an indirect table says.
+    pub read_only: bool,
     /// Whether the driver has been told about everything published, as far as it wants to know.
     told: bool,
     /// The first descriptor not consumed.
@@ -69,6 +71,7 @@ impl Packed {
             size,
             event_idx: config.event_idx,
             indirect: config.indirect,
+            read_only: false,
             told: false,
             next,
             used,
@@ -164,7 +167,7 @@ impl Packed {
             if descriptor.packed_flags() & NEXT != 0 {
                 return Err(RingError::IndirectInChain);
             }
-            gather.add_packed_table(descriptor, self.size.into())?;
+            gather.add_packed_table(descriptor, self.size.into(), self.read_only)?;
             return Ok(gather.finish(descriptor.id(), 1));
         }
         // At most 32768, so the count fits.
