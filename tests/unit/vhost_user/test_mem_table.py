@@ -67,6 +67,7 @@ async def test_a_bad_region(
     [
         pytest.param((PAGE, 2 * PAGE, USER_BASE + 8 * PAGE, 0), "guest", id="guest"),
         pytest.param((8 * PAGE, 2 * PAGE, USER_BASE + PAGE, 0), "user", id="user"),
+        pytest.param((0, 2 * PAGE, USER_BASE, 0), "guest", id="twice the same"),
     ],
 )
 async def test_overlapping_regions(
