@@ -12,7 +12,9 @@ from __future__ import annotations
 import asyncio
 import logging
 import select
+import signal
 import socket
+import threading
 from types import TracebackType
 
 from viaduct.vhost_user import protocol
@@ -179,6 +181,19 @@ class Backend:
 
 
 async def serve(device: Device, path: str, client: bool = False, name: str = "") -> None:
-    """Serves `device` on `path` until cancelled. Raises `SocketPathError`."""
+    """Serves `device` on `path` until cancelled, or until SIGTERM or SIGINT comes: then it removes the socket and
+    returns (vhost-user, "Backend program conventions"). For a program that does other things too there is `Backend`.
+
+    Raises `SocketPathError`.
+    """
+    loop = asyncio.get_running_loop()
+    ended = asyncio.Event()
+    signals = (signal.SIGTERM, signal.SIGINT) if threading.current_thread() is threading.main_thread() else ()
     async with Backend(device, path, client, name):
-        await asyncio.get_running_loop().create_future()
+        for number in signals:
+            loop.add_signal_handler(number, ended.set)
+        try:
+            await ended.wait()
+        finally:
+            for number in signals:
+                loop.remove_signal_handler(number)

@@ -5,6 +5,9 @@ from __future__ import annotations
 import asyncio
 import os
 import runpy
+import signal
+import sys
+import threading
 from collections.abc import Awaitable
 from pathlib import Path
 
@@ -16,6 +19,7 @@ from viaduct._core import Chain
 from viaduct.vhost_user import Backend, FrontEnd, QueueDevice
 from viaduct.virtio import DeviceFeature, DeviceType
 
+EXAMPLE = Path(__file__).parents[3] / "examples" / "rng.py"
 ALL = DeviceFeature.VERSION_1 | DeviceFeature.INDIRECT_DESC
 LAYOUTS = [
     pytest.param(ALL, id="split"),
@@ -196,7 +200,7 @@ async def test_a_queue_without_kicks_is_polled(socket_dir: Path) -> None:
 
 
 async def test_the_entropy_example(socket_dir: Path) -> None:
-    example = runpy.run_path(str(Path(__file__).parents[3] / "examples" / "rng.py"))
+    example = runpy.run_path(str(EXAMPLE))
     path = socket_dir / "s"
     async with Backend(example["Rng"](), str(path)), front_end(path, ALL) as fe:
         driver = Driver(fe, 0)
@@ -204,3 +208,18 @@ async def test_the_entropy_example(socket_dir: Path) -> None:
         assert len(first) == len(second) == 64
         assert first != second
         assert len(await driver.ask(b"", 100_000)) == 65536
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+async def test_the_example_ends_when_told_to(socket_dir: Path, number: signal.Signals) -> None:
+    path = socket_dir / "s"
+    threads = threading.active_count()
+    process = await asyncio.create_subprocess_exec(sys.executable, EXAMPLE, path, stderr=asyncio.subprocess.PIPE)
+    async with front_end(path, ALL) as fe:
+        assert len(await Driver(fe, 0).ask(b"", 64)) == 64
+        process.send_signal(number)
+        _, errors = await process.communicate()
+        await fe.lost.wait()
+    assert (process.returncode, errors) == (0, b"")
+    await until(lambda: threading.active_count() == threads)  # asyncio waits for a child in a thread.
+    assert not os.listdir(socket_dir)
