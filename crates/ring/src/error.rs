@@ -121,6 +121,48 @@ pub enum RingError {
         /// The most there may be.
         allowed: u32,
     },
+    /// The driver gave one buffer id to two buffers at a time.
+    #[error("buffer id {id} names two outstanding buffers (virtio 1.2, 2.8)")]
+    DuplicateId {
+        /// The id.
+        id: u16,
+    },
+    /// The record of chains in flight does not hold a queue's part.
+    #[error(
+        "a queue's record of {len} bytes at offset {offset:#x} must be aligned to 8 and inside the {found} bytes shared (vhost-user, \"Inflight I/O tracking\")"
+    )]
+    InflightRange {
+        /// Where the part begins, in bytes.
+        offset: u64,
+        /// Its length in bytes.
+        len: u64,
+        /// What was shared.
+        found: u64,
+    },
+    /// The record of chains in flight was made by something else.
+    #[error(
+        "record of chains in flight has version {version} for {descriptors} descriptors, not 1 for {size} (vhost-user, \"Inflight I/O tracking\")"
+    )]
+    InflightVersion {
+        /// The version found.
+        version: u16,
+        /// The number of descriptors found.
+        descriptors: u16,
+        /// The size of the queue.
+        size: u32,
+    },
+    /// The record of chains in flight contradicts itself or the ring.
+    #[error(
+        "{what} {found} in the record of chains in flight, at most {allowed} (vhost-user, \"Inflight I/O tracking\")"
+    )]
+    InflightRecord {
+        /// Which field.
+        what: &'static str,
+        /// What is there.
+        found: u32,
+        /// What could be.
+        allowed: u32,
+    },
     /// The device used more buffers than are outstanding.
     #[error("the device used {found} buffers where {allowed} are outstanding (virtio 1.2, 2.7.8)")]
     UsedJump {

@@ -133,6 +133,12 @@ fn a_chain_is_no_longer_than_the_queue() {
     // A packed list cannot go back, but round: 2.8.17.
     let round = [(DATA, 1, NEXT, 0); 4];
     assert_eq!(outcome(Layout::Packed, 4, &round, &[]), Err(RingError::ChainLength { allowed: 4 }));
+    // Nor may it run into a list before it, which is still outstanding.
+    let rig_config = config(Layout::Packed, 4);
+    let mut rig = rig(Layout::Packed, 4);
+    offer_packed(&rig, &rig_config, &[(DATA, 1, NEXT, 0), (DATA, 1, NEXT, 0), (DATA, 1, 0, 0), (DATA, 1, NEXT, 1)]);
+    assert_eq!(rig.device.peek(&mut Batch::default(), 8), Ok(1));
+    assert_eq!(rig.device.peek(&mut Batch::default(), 8), Err(RingError::ChainLength { allowed: 1 }));
     // 2.8.6: all of a list is available once its first descriptor is.
     assert_eq!(outcome(Layout::Packed, 4, &round[..3], &[]), Err(RingError::NotAvailable { index: 3 }));
 }

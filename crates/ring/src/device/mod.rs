@@ -17,8 +17,11 @@ mod gather;
 mod packed;
 mod split;
 
-use viaduct_memory::{GuestMemory, RegionCache};
+use std::sync::Arc;
 
+use viaduct_memory::{GuestMemory, Mapping, RegionCache};
+
+use crate::inflight::Region;
 use crate::layout::{Layout, Parts, QueueConfig};
 use crate::{Batch, Chain, RingError};
 use packed::Packed;
@@ -102,6 +105,21 @@ impl DeviceQueue {
         }
     }
 
+    /// Records chains in flight in memory that the front-end keeps (vhost-user, "Inflight I/O tracking"): this queue's part
+    /// of it begins at `offset` of `mapping` and has [`inflight_bytes`](crate::inflight_bytes) bytes, all zero at first.
+    /// Chains that an earlier process took and did not give back are delivered again, before all others; returns how many
+    /// there are. Where the record is not new it also says where the queue goes on, instead of the base.
+    ///
+    /// Call it right after [`new`](DeviceQueue::new).
+    ///
+    /// # Errors
+    /// [`RingError::InflightRange`], [`RingError::InflightVersion`], [`RingError::InflightRecord`]: nothing is attached.
+    pub fn attach_inflight(&mut self, mapping: Arc<Mapping>, offset: u64) -> Result<usize, RingError> {
+        // The size was checked to be at most 32768.
+        let region = Region::new(mapping, offset, self.config.layout, self.config.size as u16)?;
+        either!(self, ring => ring.attach(region))
+    }
+
     /// The memory in which the queue lives.
     #[inline]
     pub fn memory(&self) -> &GuestMemory {
@@ -153,7 +171,9 @@ impl DeviceQueue {
     /// Takes the first chains that the last [`peek`](DeviceQueue::peek) returned, which must be `chains`.
     #[inline]
     pub fn consume(&mut self, chains: &[Chain]) {
-        either!(self, ring => ring.consume(chains));
+        if let Err(error) = either!(self, ring => ring.consume(chains)) {
+            self.broken = Some(error);
+        }
     }
 
     /// Stages a used element: `written` bytes went into the writable spans. Chains may be completed in any order unless

@@ -21,6 +21,8 @@ use super::WORK;
 use super::gather::Gather;
 use crate::descriptor::{AVAIL, BYTES, Descriptor, INDIRECT, NEXT, Position, USED, WRITE, packed_word};
 use crate::event::{Suppression, full_fence};
+use crate::inflight::packed::{Again, PackedRecord};
+use crate::inflight::{Region, may_die};
 use crate::layout::Parts;
 use crate::{Batch, Chain, QueueConfig, RingError};
 
@@ -49,6 +51,7 @@ pub(super) struct Packed {
     outstanding: u32,
     /// The first staged used descriptor.
     first: u64,
+    record: Option<Box<PackedRecord>>,
 }
 
 impl Packed {
@@ -79,7 +82,31 @@ impl Packed {
             staged: 0,
             outstanding,
             first: 0,
+            record: None,
         })
+    }
+
+    /// Records chains in flight from now on, and takes up what an earlier process left: returns how many chains.
+    pub fn attach(&mut self, region: Region) -> Result<usize, RingError> {
+        let resumed = !region.is_new()?;
+        let marks = |at: Position| (self.load_word(at.index) >> 48) as u16 & (AVAIL | USED);
+        let record = PackedRecord::attach(region, self.published, |at| marks(at) == at.available())?;
+        let again = record.again.len();
+        if resumed {
+            // Each descriptor taken so far is either back or in flight.
+            let (used, slots) = record.position();
+            (self.used, self.published, self.next, self.outstanding) = (used, used, used, slots);
+            for _ in 0..slots {
+                // The killed process may have prepared used descriptors behind one that it did not publish. They are ours
+                // to change, and must not be taken for used when the one before them is published.
+                let word = self.load_word(self.next.index);
+                let unused = word & !(u64::from(AVAIL | USED) << 48) | u64::from(self.next.available()) << 48;
+                self.store_word(self.next.index, unused, Ordering::Release);
+                self.next.advance(1, self.size);
+            }
+        }
+        self.record = Some(Box::new(record));
+        Ok(again)
     }
 
     pub fn relocate(&mut self, parts: Parts) {
@@ -113,6 +140,9 @@ impl Packed {
         batch: &mut Batch,
         max: usize,
     ) -> Result<(), RingError> {
+        if self.record.as_ref().is_some_and(|record| !record.again.is_empty()) {
+            return self.peek_again(memory, cache, batch, max);
+        }
         // No more can be outstanding than the ring has, whatever the flags say while we look.
         let mut room = u32::from(self.size) - self.outstanding;
         let max = max.min(room as usize);
@@ -147,6 +177,33 @@ impl Packed {
                 }
                 batch.reserve(max - i);
             }
+        }
+        Ok(())
+    }
+
+    /// Chains that an earlier process took, from the copies in the record: the ring may have been overwritten.
+    #[cold]
+    fn peek_again(
+        &self,
+        memory: &GuestMemory,
+        cache: &mut RegionCache,
+        batch: &mut Batch,
+        max: usize,
+    ) -> Result<(), RingError> {
+        for Again { descriptors } in self.record.iter().flat_map(|record| &record.again).take(max) {
+            let mut gather = Gather::new(memory, cache, batch);
+            let mut id = 0;
+            for &descriptor in descriptors {
+                let flags = descriptor.packed_flags();
+                match flags & INDIRECT {
+                    0 => gather.add(descriptor.addr, descriptor.len(), flags & WRITE != 0)?,
+                    _ if !self.indirect => return Err(RingError::IndirectNotNegotiated),
+                    _ if descriptors.len() > 1 => return Err(RingError::IndirectInChain),
+                    _ => gather.add_packed_table(descriptor, self.size.into())?,
+                }
+                id = descriptor.id();
+            }
+            gather.finish(id, descriptors.len() as u16);
         }
         Ok(())
     }
@@ -195,11 +252,40 @@ impl Packed {
     }
 
     #[inline]
-    pub fn consume(&mut self, chains: &[Chain]) {
+    pub fn consume(&mut self, chains: &[Chain]) -> Result<(), RingError> {
+        if self.record.is_some() {
+            return self.consume_recorded(chains);
+        }
         let slots: u32 = chains.iter().map(|chain| u32::from(chain.slots)).sum();
         self.outstanding += slots;
         // `peek` has given no more than fit into the ring.
         self.next.advance(slots as u16, self.size);
+        Ok(())
+    }
+
+    #[inline(never)]
+    fn consume_recorded(&mut self, chains: &[Chain]) -> Result<(), RingError> {
+        let Some(mut record) = self.record.take() else { return Ok(()) };
+        let result = chains.iter().try_for_each(|chain| {
+            // Those that an earlier process took come first; they are in the record and behind `next`.
+            if record.again.pop_front().is_some() {
+                return Ok(());
+            }
+            let mut at = self.next;
+            let taken = record.take(
+                chain,
+                (0..chain.slots).map(|_| {
+                    let descriptor = self.load(at.index, self.load_word(at.index));
+                    at.advance(1, self.size);
+                    descriptor
+                }),
+            );
+            self.outstanding += u32::from(chain.slots);
+            self.next.advance(chain.slots, self.size);
+            taken
+        });
+        self.record = Some(record);
+        result
     }
 
     #[inline]
@@ -218,7 +304,11 @@ impl Packed {
             if staged == 0 {
                 self.first = word;
             } else {
+                may_die();
                 self.store_word(used.index, word, Ordering::Relaxed);
+            }
+            if let Some(record) = &mut self.record {
+                record.stage(chain.id);
             }
             staged += u32::from(chain.slots);
             used.advance(chain.slots, self.size);
@@ -238,11 +328,18 @@ impl Packed {
         if self.staged == 0 {
             return false;
         }
+        if let Some(record) = &mut self.record {
+            record.before_publish(self.used);
+        }
+        may_die();
         // Release: the other used descriptors, and what was written into the buffers, before the first one's flags.
         self.store_word(self.published.index, self.first, Ordering::Release);
         let (old, slots) = (self.published, self.staged);
         self.published = self.used;
         self.staged = 0;
+        if let Some(record) = &mut self.record {
+            record.after_publish();
+        }
         // The descriptors are written before we read what the driver wants (2.8.10, 2.8.22), once for the batch.
         full_fence();
         let told = std::mem::replace(&mut self.told, true);

@@ -14,6 +14,8 @@ use super::WORK;
 use super::gather::Gather;
 use crate::descriptor::{BYTES, Descriptor, INDIRECT, NEXT, WRITE};
 use crate::event::{SUPPRESS, full_fence, need_event};
+use crate::inflight::split::SplitRecord;
+use crate::inflight::{Region, may_die};
 use crate::layout::Parts;
 use crate::{Batch, Chain, QueueConfig, RingError};
 
@@ -37,6 +39,7 @@ pub(super) struct Split {
     used: u16,
     /// Our `idx` as the driver sees it.
     published: u16,
+    record: Option<Box<SplitRecord>>,
 }
 
 impl Split {
@@ -57,7 +60,22 @@ impl Split {
             available: next,
             used,
             published: used,
+            record: None,
         }
+    }
+
+    /// Records chains in flight from now on, and takes up what an earlier process left: returns how many chains.
+    pub fn attach(&mut self, region: Region) -> Result<usize, RingError> {
+        let resumed = !region.is_new()?;
+        let record = SplitRecord::attach(region, self.published)?;
+        let again = record.again.len();
+        if resumed {
+            // Each chain taken so far is either back or in flight; there are at most 32768 of them.
+            self.next = self.published.wrapping_add(again as u16);
+            self.available = self.next;
+        }
+        self.record = Some(Box::new(record));
+        Ok(again)
     }
 
     pub fn relocate(&mut self, parts: Parts) {
@@ -90,6 +108,9 @@ impl Split {
         batch: &mut Batch,
         max: usize,
     ) -> Result<(), RingError> {
+        if self.record.as_ref().is_some_and(|record| !record.again.is_empty()) {
+            return self.peek_again(memory, cache, batch, max);
+        }
         let mut known = self.available.wrapping_sub(self.next);
         if usize::from(known) < max {
             self.available = self.load_available();
@@ -132,6 +153,23 @@ impl Split {
         Ok(())
     }
 
+    /// Chains that an earlier process took: their descriptors are still as they were, the driver cannot reuse them yet.
+    #[cold]
+    fn peek_again(
+        &self,
+        memory: &GuestMemory,
+        cache: &mut RegionCache,
+        batch: &mut Batch,
+        max: usize,
+    ) -> Result<(), RingError> {
+        for &head in self.record.iter().flat_map(|record| &record.again).take(max) {
+            // SAFETY: the record's heads were checked to be below the size.
+            let descriptor = unsafe { Descriptor::load(self.parts.descriptor, head.into()) };
+            self.gather(Gather::new(memory, cache, batch), head, descriptor)?;
+        }
+        Ok(())
+    }
+
     /// A chain of any shape that begins with `descriptor`. Returns how many descriptors it has.
     #[inline(never)]
     fn gather(&self, mut gather: Gather, head: u16, mut descriptor: Descriptor) -> Result<u32, RingError> {
@@ -168,8 +206,20 @@ impl Split {
     }
 
     #[inline]
-    pub fn consume(&mut self, chains: &[Chain]) {
-        self.next = self.next.wrapping_add(chains.len() as u16);
+    pub fn consume(&mut self, chains: &[Chain]) -> Result<(), RingError> {
+        let mut fresh = chains.len();
+        if let Some(record) = &mut self.record {
+            for chain in chains {
+                // Those that an earlier process took come first; they are in the record and behind `next`.
+                if record.again.pop_front().is_some() {
+                    fresh -= 1;
+                } else {
+                    record.take(chain.id);
+                }
+            }
+        }
+        self.next = self.next.wrapping_add(fresh as u16);
+        Ok(())
     }
 
     #[inline]
@@ -185,11 +235,15 @@ impl Split {
         for (chain, written) in done {
             let slot = usize::from(used & self.mask);
             let element = u64::from(written) << 32 | u64::from(chain.id);
+            may_die();
             // The ring begins after `flags` and `idx` and is aligned to 4 only, so an element may cross a cache line; it
             // need not be atomic, because the driver reads it after `idx` (2.7.8.2).
             // SAFETY: the masked index lies in the used ring.
             unsafe { store_u64_unaligned(self.parts.device.add(4 + 8 * slot), element) };
             used = used.wrapping_add(1);
+            if let Some(record) = &mut self.record {
+                record.stage(chain.id);
+            }
         }
         self.used = used;
     }
@@ -200,10 +254,17 @@ impl Split {
         if old == new {
             return false;
         }
+        if let Some(record) = &mut self.record {
+            record.before_publish();
+        }
+        may_die();
         // Release: the elements, and what was written into the buffers, before `idx` (2.7.8.2).
         // SAFETY: `idx` of the used ring.
         unsafe { store_u16(self.parts.device.cast::<u16>().add(1), new, Ordering::Release) };
         self.published = new;
+        if let Some(record) = &mut self.record {
+            record.after_publish(new);
+        }
         // `idx` is written before we read what the driver wants (2.7.7.2), once for the batch.
         full_fence();
         let told = std::mem::replace(&mut self.told, true);
