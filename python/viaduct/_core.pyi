@@ -37,6 +37,9 @@ def ring_parts(layout: Literal["split", "packed"], size: int, *, event_idx: bool
     Raises RingError for a size that the layout does not allow.
     """
 
+def inflight_bytes(layout: Literal["split", "packed"], size: int) -> int:
+    """Bytes of one queue's part of the record of chains in flight (vhost-user, "Inflight I/O tracking")."""
+
 @final
 class Chain:
     """A buffer that the driver made available and a device has taken."""
@@ -82,6 +85,13 @@ class DeviceQueue:
     ) -> DeviceQueue: ...
     def set_memory(self, memory: GuestMemory) -> None:
         """Goes on with a new memory table. Raises RingError, and the queue is broken, if the ring is not in it."""
+    def attach_inflight(self, fd: int, offset: int) -> int:
+        """Records chains in flight in `inflight_bytes` bytes at `offset` of a file, all zero at first.
+
+        Call it before the first `pop`. Where an earlier process left a record, it says where the queue goes on, and the
+        chains in it are popped again first: returns how many. Raises ValueError if the file cannot be mapped, RingError
+        if the record makes no sense.
+        """
     def pop(self) -> Chain | None:
         """Takes the next chain. Raises RingError if it breaks the rules; the queue is broken for good then."""
     def push(self, chain: Chain, written: int | None = None) -> None:

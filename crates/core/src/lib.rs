@@ -18,7 +18,7 @@ mod _core {
     #[pymodule_export]
     use super::memory::GuestMemory;
     #[pymodule_export]
-    use super::queue::{Chain, DeviceQueue, DriverQueue, RingError, ring_parts};
+    use super::queue::{Chain, DeviceQueue, DriverQueue, RingError, inflight_bytes, ring_parts};
     #[pymodule_export]
     use super::switch::{Capture, Switch};
 }

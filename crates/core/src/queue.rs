@@ -3,11 +3,14 @@
 //! One buffer at a time: these are for devices and drivers that are written in Python and for tests. Packets take the
 //! batches of the ring crate and never come this way.
 
+use std::os::fd::{BorrowedFd, RawFd};
+use std::sync::Arc;
+
 use pyo3::create_exception;
 use pyo3::exceptions::PyValueError;
 use pyo3::prelude::*;
 use pyo3::types::PyBytes;
-use viaduct_memory::Span;
+use viaduct_memory::{Mapping, Span};
 use viaduct_ring::{Batch, Layout, PACKED_START, QueueConfig, RingLayout, Segment};
 
 use crate::memory::GuestMemory;
@@ -38,6 +41,14 @@ pub(crate) fn parse_layout(layout: &str) -> PyResult<Layout> {
 pub fn ring_parts(layout: &str, size: u32, event_idx: bool) -> PyResult<[(u64, u64); 3]> {
     let parts = RingLayout::new(parse_layout(layout)?, size, event_idx).map_err(ring_error)?;
     Ok([parts.descriptor, parts.driver, parts.device].map(|part| (part.size, part.align)))
+}
+
+/// Bytes of one queue's part of the record of chains in flight.
+#[pyfunction]
+pub fn inflight_bytes(layout: &str, size: u32) -> PyResult<u64> {
+    let layout = parse_layout(layout)?;
+    RingLayout::new(layout, size, true).map_err(ring_error)?;
+    Ok(viaduct_ring::inflight_bytes(layout, size))
 }
 
 #[allow(clippy::too_many_arguments)]
@@ -166,6 +177,18 @@ impl DeviceQueue {
 
     fn set_memory(&mut self, memory: &GuestMemory) -> PyResult<()> {
         self.queue.set_memory(memory.inner.clone()).map_err(ring_error)
+    }
+
+    fn attach_inflight(&mut self, fd: RawFd, offset: u64) -> PyResult<usize> {
+        if fd < 0 {
+            return Err(PyValueError::new_err(format!("{fd} is not a file descriptor")));
+        }
+        let config = self.queue.config();
+        let bytes = viaduct_ring::inflight_bytes(config.layout, config.size);
+        // SAFETY: borrowed only while it is mapped, which fails if it is not open.
+        let file = unsafe { BorrowedFd::borrow_raw(fd) };
+        let mapping = Mapping::new(file, offset, bytes).map_err(|error| PyValueError::new_err(error.to_string()))?;
+        self.queue.attach_inflight(Arc::new(mapping), 0).map_err(ring_error)
     }
 
     fn pop(&mut self) -> PyResult<Option<Chain>> {
