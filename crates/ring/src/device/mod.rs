@@ -77,8 +77,9 @@ impl DeviceQueue {
     /// Says that the device never writes to this queue's buffers, as those of a network device's transmit queue: then the
     /// WRITE flags in the indirect tables of a packed queue are ignored.
     ///
-    /// DPDK's virtio driver (22.11, and newer ones that were looked at) initializes the tables of its packed transmit queues with that
-    /// flag in every element and leaves it in the first, against virtio 1.2, 2.8.7. Back-ends that only read never noticed.
+    /// DPDK's virtio driver (22.11, and newer ones that were looked at) initializes the tables of its packed transmit queues
+    /// with that flag in every element and leaves it in the first, against virtio 1.2, 2.8.7. Back-ends that only read never
+    /// noticed.
     pub fn set_read_only(&mut self) {
         if let Ring::Packed(ring) = &mut self.ring {
             ring.read_only = true;

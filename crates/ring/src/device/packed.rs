@@ -199,7 +199,7 @@ impl Packed {
                     0 => gather.add(descriptor.addr, descriptor.len(), flags & WRITE != 0)?,
                     _ if !self.indirect => return Err(RingError::IndirectNotNegotiated),
                     _ if descriptors.len() > 1 => return Err(RingError::IndirectInChain),
-                    _ => gather.add_packed_table(descriptor, self.size.into())?,
+                    _ => gather.add_packed_table(descriptor, self.size.into(), self.read_only)?,
                 }
                 id = descriptor.id();
             }
