@@ -21,7 +21,7 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--report", action="store_true", help="measure nothing: tables and plots from the last results")
     parser.add_argument("--backends", default=None, help=f"some of {','.join(suite.BACK_ENDS)}; all peers and Viaduct")
     parser.add_argument("--mode", action="append", help="only this ring mode (may be repeated)")
-    parser.add_argument("--part", action="append", help="only this part: modes, stations or latency")
+    parser.add_argument("--part", action="append", help="only this part: modes, stations, latency, adaptive or ports")
     parser.add_argument("--verbose", action="store_true", help="print each round")
     return parser.parse_args()
 

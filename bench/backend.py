@@ -25,11 +25,12 @@ class BackEnd(ABC):
     name: ClassVar[str]
     title: ClassVar[str]
     hugepages_mb: ClassVar[int]
+    ports: ClassVar[int] = 2
 
-    def __init__(self, directory: Path, cpu: int, ports: int = 2) -> None:
+    def __init__(self, directory: Path, cpu: int) -> None:
         self.directory = directory
         self.cpu = cpu
-        self.sockets = [directory / f"port{index}" for index in range(ports)]
+        self.sockets = [directory / f"port{index}" for index in range(self.ports)]
         self.launched = 0.0
         """Time of the epoch just before the switch's process was started."""
         self.tsc_hz = 0

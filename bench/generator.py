@@ -11,6 +11,8 @@ from bench import programs
 from bench.process import Program, ProgramError
 
 MEMORY_MB = 96
+PORTS_MAX = 32
+"""So many ports one DPDK process of Debian's can have."""
 QUEUE_SIZE = 256
 
 

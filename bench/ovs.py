@@ -26,8 +26,8 @@ class Ovs(BackEnd):
     _database: Program | None = None
     _switch: Program | None = None
 
-    def __init__(self, directory: Path, cpu: int, ports: int = 2) -> None:
-        super().__init__(directory, cpu, ports)
+    def __init__(self, directory: Path, cpu: int) -> None:
+        super().__init__(directory, cpu)
         # Ports of type dpdkvhostuser listen on a socket that is called like them in the run-time directory.
         self._environment = {key: str(directory) for key in ("OVS_RUNDIR", "OVS_LOGDIR", "OVS_DBDIR", "OVS_SYSCONFDIR")}
 

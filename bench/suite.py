@@ -11,19 +11,25 @@ import msgspec
 
 from bench import footprint, hugepages, report, viaduct
 from bench.backend import BackEnd
-from bench.generator import MEMORY_MB, RING_MODES, Generator, Load
+from bench.generator import MEMORY_MB, PORTS_MAX, RING_MODES, Generator, Load
 from bench.interleave import Contender, compare
 from bench.ovs import Ovs
 from bench.placement import PlacementProbe
 from bench.process import ProgramError
 from bench.report import Cell, Report
 from bench.testpmd import Testpmd
-from bench.viaduct import AdaptiveViaduct, OtherViaduct, Viaduct
+from bench.viaduct import AdaptiveViaduct, CrowdedViaduct, OtherViaduct, Viaduct
 
 BACK_ENDS: dict[str, type[BackEnd]] = {
     kind.name: kind for kind in (Testpmd, Ovs, Viaduct, AdaptiveViaduct, OtherViaduct)
 }
 DEFAULT_BACK_ENDS = ("testpmd", "ovs", "viaduct")
+
+VARIANTS: dict[str, tuple[type[BackEnd], ...]] = {
+    "adaptive": (Viaduct, AdaptiveViaduct),
+    "ports": (AdaptiveViaduct, CrowdedViaduct),
+}
+"""Parts in which our switch is compared with itself."""
 
 # So many learned addresses fit OVS's table; its default of 8192 would be too few for the largest run.
 _OPTIONS = {"ovs": ("other-config:mac-table-size=65536",)}
@@ -55,6 +61,8 @@ FULL = Plan(
         ),
         *(("stations", "split", Load(sources=count)) for count in (1, 1000, 4000, 20_000)),
         *(("latency", "split", _latency(rate)) for rate in (1e5, 1e6, 3e6)),
+        *(("adaptive", mode, Load(both=both)) for mode in ("split", "packed") for both in (False, True)),
+        ("ports", "split", Load(both=True)),
     ),
     rounds=10,
     slot=0.3,
@@ -95,8 +103,11 @@ def _start(kinds: Sequence[type[BackEnd]], mode: str, pair: tuple[int, int], sta
         backend = stack.enter_context(kind(Path(directory), pair[0]))
         backend.start(_OPTIONS.get(kind.name, ()))
         backend.settle()
-        generator = stack.enter_context(Generator(backend.sockets, RING_MODES[mode], pair[1]))
+        generator = stack.enter_context(Generator(backend.sockets[:PORTS_MAX], RING_MODES[mode], pair[1]))
         generator.ready()
+        for first in range(PORTS_MAX, kind.ports, PORTS_MAX):  # connected and silent
+            more = backend.sockets[first : first + PORTS_MAX]
+            stack.enter_context(Generator(more, RING_MODES[mode], pair[1])).ready()
         generator.wait_for_traffic()
         backend.pause()
         contenders.append(Contender(backend, generator))
@@ -109,14 +120,20 @@ def _run_cells(plan: Plan, kinds: Sequence[type[BackEnd]], results: Report, say:
         probe = PlacementProbe(pair)
         whole.callback(probe.stop)
         stack = whole.enter_context(ExitStack())
-        running: tuple[str, list[Contender]] | None = None
+        running: tuple[str, Sequence[type[BackEnd]]] | None = None
+        contenders: list[Contender] = []
         for part, mode, load in plan.cells:
+            wanted = (mode, VARIANTS.get(part, kinds))
+            if part in VARIANTS and Viaduct not in kinds:
+                continue
             say(f"{part}: {RING_MODES[mode].title}, {load.words()}")
             try:
-                if running is None or running[0] != mode:
+                if running != wanted:
                     stack.close()
-                    running = (mode, _start(kinds, mode, pair, stack))
-                rounds = compare(running[1], load, probe, rounds=plan.rounds, seconds=plan.slot, progress=say)
+                    running = None
+                    contenders = _start(wanted[1], mode, pair, stack)
+                    running = wanted
+                rounds = compare(contenders, load, probe, rounds=plan.rounds, seconds=plan.slot, progress=say)
                 results.cells.append(Cell(part, mode, load, rounds))
             except ProgramError as error:
                 results.failures.append(f"{part}, {mode}, {load.words()}: {error}")
@@ -136,7 +153,8 @@ def run(plan: Plan, names: Sequence[str], say: Callable[[str], None]) -> Report:
         machine=report.machine(viaduct.command()),
         titles={kind.name: kind.title for kind in kinds},
     )
-    needed = sum(kind.hugepages_mb + MEMORY_MB for kind in kinds)
+    largest: list[type[BackEnd]] = [*kinds, CrowdedViaduct]
+    needed = sum(kind.hugepages_mb + MEMORY_MB * -(-kind.ports // PORTS_MAX) for kind in largest)
     with hugepages.reserved(needed):
         _run_cells(plan, kinds, results, say)
         for kind in kinds:

@@ -7,6 +7,7 @@ from bench import summary
 from bench.generator import RING_MODES
 from bench.interleave import Round, Slot
 from bench.report import Cell, Report
+from bench.suite import VARIANTS
 from bench.summary import Spread
 
 BEGIN, END = "<!-- bench -->", "<!-- /bench -->"
@@ -81,6 +82,33 @@ def throughput(report: Report, part: str, size: int | None = None) -> list[str]:
             )
         )
     return lines if len(lines) > 2 else []
+
+
+def variants(report: Report, part: str) -> list[str]:
+    """Our switch against itself in another setting: cycles per packet, rates, and their ratios within a round."""
+    cells = [cell for cell in report.cells if cell.part == part and cell.rounds]
+    if not cells:
+        return []
+    kinds = VARIANTS[part]
+    plain, other = (kind.name for kind in kinds)
+    lines = _head(
+        ["cycles per packet (Mpps)", *(kind.title for kind in kinds), "cycles, ratio", "rate, ratio", "rounds"]
+    )
+    for cell in cells:
+        _, rounds = summary.choose(cell.rounds)
+        lines.append(
+            _row(
+                [
+                    _subject(cell),
+                    _measured(rounds, plain),
+                    _measured(rounds, other),
+                    _spread(summary.ratio(rounds, other, plain, _cycles)),
+                    _spread(summary.ratio(rounds, other, plain, _rate)),
+                    str(len(rounds)),
+                ]
+            )
+        )
+    return lines
 
 
 def latency(report: Report) -> list[str]:
@@ -161,6 +189,7 @@ def whole(report: Report) -> str:
         throughput(report, "modes"),
         throughput(report, "stations"),
         latency(report),
+        *(variants(report, part) for part in VARIANTS),
         footprint(report),
         verification(report),
         [f"- FAILED: {failure.splitlines()[0]}" for failure in report.failures],

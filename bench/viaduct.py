@@ -97,6 +97,14 @@ class AdaptiveViaduct(Viaduct):
     polling = "adaptive"
 
 
+class CrowdedViaduct(AdaptiveViaduct):
+    """With 64 connected ports, of which two carry the traffic."""
+
+    name = "viaduct-64-ports"
+    title = "Viaduct, adaptive, 64 ports"
+    ports = 64
+
+
 class OtherViaduct(Viaduct):
     """Another build of our switch, side by side with this one: what has a change gained?
 
