@@ -318,3 +318,76 @@ class Station:
         """Counts of the services by name."""
     def close(self) -> None:
         """Stops the thread. May be called twice."""
+
+@final
+class TrafficSource:
+    """Sends frames that can be judged, on a thread of its own. Raises `ValueError` for what cannot work."""
+
+    def __new__(
+        cls,
+        source: bytes,
+        destination: bytes,
+        *,
+        macs: int,
+        flows: int,
+        size: int,
+        rate: float | None,
+        burst: int,
+        count: int | None,
+        seconds: float | None,
+        session: int,
+        mtu: int,
+    ) -> TrafficSource:
+        """`source` and `destination` are the first of `macs` addresses each; `size` is in bytes with the Ethernet
+        header; `rate` in frames a second."""
+    def attach(
+        self,
+        memory: GuestMemory,
+        features: int,
+        data_addr: int,
+        data_end: int,
+        queues: list[tuple[int, int, int, int, int, int, int]],
+    ) -> None:
+        """Takes over queues, as `Station.attach`, and begins or goes on."""
+    def detach(self) -> None:
+        """Lets go of the queues; they are no longer touched when this returns."""
+    def report(self) -> dict[str, Any]:
+        """Counts by name, as of a moment ago; times in nanoseconds."""
+    @property
+    def event_fd(self) -> int:
+        """Readable while there are events."""
+    def take_events(self) -> list[tuple[str, str]]:
+        """``done`` or ``link-broken``, and why, since the last call."""
+    def counters(self) -> dict[str, int]:
+        """Counts of the link by name."""
+    def close(self) -> None:
+        """Stops the thread. May be called twice."""
+
+@final
+class TrafficSink:
+    """Receives and judges such frames, on a thread of its own."""
+
+    def __new__(cls, mac: bytes, *, macs: int, verify: bool, count: int | None, mtu: int) -> TrafficSink:
+        """Announces `macs` addresses from `mac` on; `verify` checks every byte; done after `count` frames."""
+    def attach(
+        self,
+        memory: GuestMemory,
+        features: int,
+        data_addr: int,
+        data_end: int,
+        queues: list[tuple[int, int, int, int, int, int, int]],
+    ) -> None:
+        """Takes over queues, as `Station.attach`, and begins or goes on."""
+    def detach(self) -> None:
+        """Lets go of the queues; they are no longer touched when this returns."""
+    def report(self) -> dict[str, Any]:
+        """Counts by name, as of a moment ago; times in nanoseconds."""
+    @property
+    def event_fd(self) -> int:
+        """Readable while there are events."""
+    def take_events(self) -> list[tuple[str, str]]:
+        """``done`` or ``link-broken``, and why, since the last call."""
+    def counters(self) -> dict[str, int]:
+        """Counts of the link by name."""
+    def close(self) -> None:
+        """Stops the thread. May be called twice."""

@@ -5,6 +5,7 @@ mod guest;
 mod memory;
 mod queue;
 mod switch;
+mod traffic;
 
 use pyo3::prelude::*;
 
@@ -21,4 +22,6 @@ mod _core {
     use super::queue::{Chain, DeviceQueue, DriverQueue, RingError, inflight_bytes, ring_parts};
     #[pymodule_export]
     use super::switch::{Capture, Switch};
+    #[pymodule_export]
+    use super::traffic::{TrafficSink, TrafficSource};
 }

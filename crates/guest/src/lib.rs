@@ -30,3 +30,4 @@ mod sleep;
 pub mod stack;
 pub mod station;
 pub mod tally;
+pub mod traffic;

@@ -1,7 +1,7 @@
 //! What arrived of a numbered series: received, lost, repeated, overtaken.
 
 /// How far back a late number is told from a repeated one.
-const WINDOW: u64 = 4096;
+const WINDOW: u64 = 1024;
 
 /// Follows one series of numbers that its sender counts up by one.
 #[derive(Clone, Debug)]

@@ -22,6 +22,8 @@ COMMANDS = {
     "events": "viaduct.cli.events:events",
     "capture": "viaduct.cli.capture:capture",
     "guest": "viaduct.cli.guest:app",
+    "send": "viaduct.cli.traffic:send",
+    "receive": "viaduct.cli.traffic:receive",
 }
 """Every command: where its function stands, or its `typer.Typer` if it has commands of its own."""
 

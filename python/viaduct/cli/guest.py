@@ -222,7 +222,7 @@ def _run(
                 mac=mac,
                 gateway=gateway or (),
                 options=options,
-                connect_timeout=None if link.wait <= 0 else link.wait,
+                connect_timeout=link.timeout,
             )
         with failures(FAILED):
             async with guest:
@@ -252,12 +252,10 @@ async def _until_told(seconds: float | None) -> None:
 def _print_result(guest: Guest, result: Any, **derived: Any) -> None:
     import msgspec
 
-    from viaduct.virtio.features import DeviceFeature
-
+    from .link_options import describe_link
     from .output import print_json
 
-    ring = "packed" if guest.link.features & DeviceFeature.RING_PACKED else "split"
-    link = {"path": guest.path, "ring": ring, "features": f"{guest.link.features:#x}", **guest.counters()}
+    link = describe_link(guest.path, guest.link.features, guest.counters())
     print_json({**msgspec.to_builtins(result), **derived, "link": link})
 
 

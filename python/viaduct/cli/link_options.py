@@ -22,7 +22,7 @@ class LinkArguments:
 
     connect: Annotated[str | None, typer.Option(metavar="PATH", help="The back-end's socket.")] = None
     listen: Annotated[str | None, typer.Option(metavar="PATH", help="Listen here for a back-end that connects.")] = None
-    wait: Annotated[float, typer.Option(metavar="SECONDS", help="How long to wait for the back-end.")] = 5.0
+    wait: Annotated[float, typer.Option(metavar="SECONDS", help="Wait so long for the back-end; 0: for ever.")] = 5.0
     ring: Annotated[str, typer.Option(metavar="split|packed", help="Ring layout.")] = "split"
     queue_size: Annotated[int, typer.Option(metavar="N", help="Descriptors of each queue.")] = 256
     queues: Annotated[int, typer.Option(metavar="N", help="Queue pairs.")] = 1
@@ -42,6 +42,11 @@ class LinkArguments:
         if path is None or (self.connect and self.listen):
             raise Failure("give the back-end's socket: either --connect PATH, or --listen PATH", USAGE)
         return path
+
+    @property
+    def timeout(self) -> float | None:
+        """How long to wait for the back-end; None: for ever."""
+        return None if self.wait <= 0 else self.wait
 
     def options(self) -> LinkOptions:
         """The same for `viaduct.guest`. Raises `Failure`."""
@@ -97,3 +102,11 @@ def failures(exit_code: int = 1) -> Iterator[None]:
         yield
     except (GuestError, VhostUserError) as error:
         raise Failure(str(error), exit_code) from error
+
+
+def describe_link(path: str, features: int, counters: dict[str, int]) -> dict[str, object]:
+    """What JSON output says about the link: path, ring layout, negotiated features and counts."""
+    from viaduct.virtio.features import DeviceFeature
+
+    ring = "packed" if features & DeviceFeature.RING_PACKED else "split"
+    return {"path": path, "ring": ring, "features": f"{features:#x}", **counters}

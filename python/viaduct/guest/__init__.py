@@ -12,5 +12,18 @@ from viaduct.guest.errors import GuestError
 from viaduct.guest.guest import Guest
 from viaduct.guest.link import LinkOptions
 from viaduct.guest.results import Datagrams, Latency, Ping, Stream
+from viaduct.guest.traffic import Received, Receiver, Sender, Sent
 
-__all__ = ["Datagrams", "Guest", "GuestError", "Latency", "LinkOptions", "Ping", "Stream"]
+__all__ = [
+    "Datagrams",
+    "Guest",
+    "GuestError",
+    "Latency",
+    "LinkOptions",
+    "Ping",
+    "Received",
+    "Receiver",
+    "Sender",
+    "Sent",
+    "Stream",
+]

@@ -5,8 +5,9 @@ from __future__ import annotations
 from viaduct.guest.errors import GuestError
 
 
-def parse_mac(text: str) -> bytes:
-    """Six bytes from ``02:00:00:00:00:01``. Raises `GuestError` if it is no address of one interface."""
+def parse_mac(text: str, group: bool = False) -> bytes:
+    """Six bytes from ``02:00:00:00:00:01``. Raises `GuestError` if it is no address of one interface, or with `group`
+    of one or several."""
     parts = text.replace("-", ":").split(":")
     try:
         address = bytes(int(part, 16) for part in parts if len(part) == 2)
@@ -14,7 +15,7 @@ def parse_mac(text: str) -> bytes:
         address = b""
     if len(parts) != 6 or len(address) != 6:
         raise GuestError(f"{text!r} is no MAC address; write six bytes as in 02:00:00:00:00:01")
-    if address[0] & 1 or not any(address):
+    if (address[0] & 1 and not group) or not any(address):
         raise GuestError(f"{text} is no address for an interface: its first byte must be even, as in 02:00:00:00:00:01")
     return address
 

@@ -27,7 +27,7 @@ use crate::features;
 use crate::link::LinkCounters;
 pub use link::DriverLink;
 use plan::Area;
-pub use plan::{BufferPlan, required_memory};
+pub use plan::{BufferPlan, HEADER as HEADER_LEN, required_memory};
 pub use receive::{Frame, ReceiveQueue};
 pub use transmit::{Offload, TransmitQueue};
 
@@ -158,6 +158,11 @@ impl NetDriver {
     /// Counts of this device.
     pub fn counters(&self) -> &Arc<LinkCounters> {
         &self.counters
+    }
+
+    /// What becomes readable when the device has done something, as far as it was asked to tell.
+    pub fn call_fds(&self) -> &[std::os::fd::RawFd] {
+        &self.fds
     }
 
     /// Whether the memory's file was cut short under us.

@@ -4,8 +4,8 @@ use viaduct_ring::{Layout, RingLayout};
 
 use crate::features;
 
-/// The virtio-net header of a device that follows the standard (virtio 1.2, 5.1.6.1).
-pub(crate) const HEADER: u32 = 12;
+/// Bytes of the virtio-net header of a device that follows the standard (virtio 1.2, 5.1.6.1).
+pub const HEADER: u32 = 12;
 /// Ethernet header with a VLAN tag.
 const ETHERNET: u32 = 18;
 /// The longest frame that segmentation offload makes (virtio 1.2, 5.1.6.3.1).

@@ -82,6 +82,16 @@ impl TransmitQueue {
         Some((index, self.inner.span(index as usize)))
     }
 
+    /// Writes a part of buffer `index`'s frame, which the device does not hold, for frames that are to be sent from it.
+    pub fn fill(&mut self, index: u64, offset: u32, bytes: &[u8]) {
+        let span = self.inner.span(index as usize);
+        // SAFETY: the span checks that the range lies inside; our memory lives as long as the queue.
+        unsafe {
+            span.write(0, &NetHeader::default().encode());
+            span.write(HEADER + offset, bytes);
+        }
+    }
+
     /// Stages buffer `index`, which came from [`take`](TransmitQueue::take) and holds a header and a frame of `len`
     /// bytes.
     #[inline]
