@@ -4,7 +4,7 @@
     qemu-system-x86_64 -m 256 -object memory-backend-memfd,id=mem,size=256M,share=on -machine q35,memory-backend=mem \
         -chardev socket,id=rng,path=/tmp/rng.sock -device vhost-user-rng-pci,chardev=rng ...
 
-In the guest, /dev/hwrng then reads from this process. (Without KVM, QEMU before 9.1 needs vectors=0 on the device.)
+In the guest, /dev/hwrng then reads from this process.
 """
 
 import asyncio

@@ -28,8 +28,7 @@ class EntropyDevice:
         packed = "on" if self.packed else "off"
         return [
             "-chardev", f"socket,id=r{index},path={self.socket}",
-            # As for network devices: without KVM, QEMU 7.2 crashes with vhost-user and MSI-X.
-            "-device", f"vhost-user-rng-pci,chardev=r{index},vectors=0,packed={packed}",
+            "-device", f"vhost-user-rng-pci,chardev=r{index},packed={packed}",
         ]  # fmt: skip
 
 

@@ -28,7 +28,7 @@ from .linux_kernel import (
 
 HERE = Path(__file__).parent
 SOURCES = ("linux_image.py", "linux_kernel.py", "initramfs.py", "init.sh")
-MODULES = ("virtio_pci", "virtio_net")
+MODULES = ("virtio_pci", "virtio_net", "virtio_rng")
 
 
 @dataclass(frozen=True)
