@@ -516,3 +516,25 @@ fn errors_say_what_was_found_what_is_allowed_and_where_it_is_written() {
     let text = RingError::Unmapped { part: "used ring", addr: 0x1000, len: 2054 }.to_string();
     assert!(text.contains("used ring at 0x1000, 2054 bytes"), "{text}");
 }
+
+#[test]
+fn chains_completed_before_they_are_consumed_leave_their_room() {
+    // A receive queue's chains, as the switch handles them: peeked at, filled, then consumed and published together.
+    let (mut rig, config) = (rig(Layout::Packed, 8), config(Layout::Packed, 8));
+    let mut batch = Batch::default();
+    for lap in 0..5u16 {
+        let bits = if lap % 2 == 0 { AVAIL } else { 1 << 15 };
+        for i in 0..8u64 {
+            let next = if i % 4 == 3 { 0 } else { NEXT };
+            rig.packed_descriptor(config.descriptor_addr, i, DATA, 10, 1, WRITE | next | bits);
+        }
+        batch.clear();
+        assert_eq!(rig.device.peek(&mut batch, 8), Ok(2), "lap {lap}");
+        for chain in &batch.chains {
+            rig.device.complete(chain, 40);
+        }
+        rig.device.consume(&batch.chains);
+        rig.device.publish();
+        assert_eq!(rig.device.peek(&mut batch, 8), Ok(0));
+    }
+}

@@ -180,7 +180,8 @@ impl DeviceQueue {
     /// Stages a used element: `written` bytes went into the writable spans. Chains may be completed in any order unless
     /// IN_ORDER was negotiated. Nothing is visible to the driver before [`publish`](DeviceQueue::publish).
     ///
-    /// Each consumed chain is completed exactly once.
+    /// Each consumed chain is completed exactly once; one that was only peeked at may be, if it is consumed before the
+    /// next [`peek`](DeviceQueue::peek).
     #[inline]
     pub fn complete(&mut self, chain: &Chain, written: u32) {
         either!(self, ring => ring.complete(chain, written));

@@ -48,7 +48,8 @@ pub(super) struct Packed {
     /// Descriptors that the staged ones cover.
     staged: u32,
     /// Descriptors consumed and not completed.
-    outstanding: u32,
+    /// Chains completed before they are consumed make it negative for a while.
+    outstanding: i32,
     /// The first staged used descriptor.
     first: u64,
     record: Option<Box<PackedRecord>>,
@@ -64,9 +65,9 @@ impl Packed {
             return Err(base);
         }
         // What lies between the two is outstanding; with equal wrap counters the used position is not ahead.
-        let ahead = if next.wrap == used.wrap { 0 } else { u32::from(size) };
-        let outstanding = (u32::from(next.index) + ahead).checked_sub(used.index.into()).ok_or(base.clone())?;
-        if outstanding > size.into() {
+        let ahead = if next.wrap == used.wrap { 0 } else { i32::from(size) };
+        let outstanding = i32::from(next.index) + ahead - i32::from(used.index);
+        if !(0..=i32::from(size)).contains(&outstanding) {
             return Err(base);
         }
         Ok(Packed {
@@ -144,7 +145,7 @@ impl Packed {
             return self.peek_again(memory, cache, batch, max);
         }
         // No more can be outstanding than the ring has, whatever the flags say while we look.
-        let mut room = u32::from(self.size) - self.outstanding;
+        let mut room = u32::from(self.size).saturating_sub(self.outstanding.max(0) as u32);
         let max = max.min(room as usize);
         batch.reserve(max);
         let mut at = self.next;
@@ -257,7 +258,7 @@ impl Packed {
             return self.consume_recorded(chains);
         }
         let slots: u32 = chains.iter().map(|chain| u32::from(chain.slots)).sum();
-        self.outstanding += slots;
+        self.outstanding += slots as i32;
         // `peek` has given no more than fit into the ring.
         self.next.advance(slots as u16, self.size);
         Ok(())
@@ -313,7 +314,7 @@ impl Packed {
             staged += u32::from(chain.slots);
             used.advance(chain.slots, self.size);
         }
-        self.outstanding = self.outstanding.saturating_sub(staged - self.staged);
+        self.outstanding -= (staged - self.staged) as i32;
         (self.used, self.staged) = (used, staged);
     }
 
