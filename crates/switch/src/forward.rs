@@ -356,11 +356,7 @@ impl Forwarder {
             }
             Output::Tap(sink) => self.put_all(sink, receiver, counters, group),
             Output::Record(sink) => self.put_all(&mut **sink, receiver, counters, group),
-            Output::Null => {
-                counters.frames.add(u64::from(group.count_ones()));
-                counters.bytes.add(bits(group).map(|index| u64::from(self.frames[index].len)).sum());
-                0
-            }
+            Output::Null(sink) => self.put_all(sink, receiver, counters, group),
             Output::Down => {
                 counters.drop_frames(DropReason::LinkDown, u64::from(group.count_ones()));
                 0

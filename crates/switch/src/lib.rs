@@ -14,6 +14,7 @@ mod frame;
 mod frame_pool;
 pub mod mac_table;
 pub mod net_header;
+mod null;
 pub mod offload;
 mod pcap;
 mod poller;

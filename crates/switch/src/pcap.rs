@@ -99,22 +99,24 @@ struct Script {
     /// When the first frame went in, and its time in the file.
     began: Option<(Instant, Duration)>,
     next: Option<(Duration, Vec<u8>)>,
-    /// The file is at its end, or what follows cannot be read.
+    /// The file is at its end.
     ended: bool,
+    /// Why what follows cannot be read.
+    damage: Option<String>,
 }
 
 impl Script {
     /// When the next frame is due; none at the end.
     fn due(&mut self) -> Result<Option<Instant>, String> {
-        if self.next.is_none() && !self.ended {
+        if self.next.is_none() && !self.ended && self.damage.is_none() {
             match self.reader.next() {
                 Some(Ok(packet)) => self.next = Some(packet),
-                Some(Err(error)) => {
-                    self.ended = true;
-                    return Err(error);
-                }
+                Some(Err(error)) => self.damage = Some(error),
                 None => self.ended = true,
             }
+        }
+        if let Some(damage) = &self.damage {
+            return Err(damage.clone());
         }
         let Some((captured, _)) = &self.next else { return Ok(None) };
         let (began, first) = *self.began.get_or_insert_with(|| (Instant::now(), *captured));
@@ -155,7 +157,7 @@ impl PcapInput {
         }
         // SAFETY: just created, owned by nobody else.
         let timer = unsafe { OwnedFd::from_raw_fd(timer) };
-        let script = Script { reader, began: None, next: None, ended: false };
+        let script = Script { reader, began: None, next: None, ended: false, damage: None };
         Ok(PcapInput { script, pool: FramePool::new(), timer, started: false })
     }
 
@@ -180,7 +182,12 @@ impl PcapInput {
         if !self.started {
             return false;
         }
-        let Ok(Some(due)) = self.script.due() else { return false };
+        let due = match self.script.due() {
+            Ok(Some(due)) => due,
+            Ok(None) => return false,
+            // The next round reports it.
+            Err(_) => return true,
+        };
         let wait = due.saturating_duration_since(Instant::now());
         if wait.is_zero() {
             return true;
@@ -209,6 +216,8 @@ impl PcapOutput {
         let resolution = TsResolution::NanoSecond;
         PcapHeader { ts_resolution: resolution, snaplen: SLOT_SIZE as u32, ..PcapHeader::default() }
             .write_to(&mut file)
+            .map_err(|error| error.to_string())
+            .and_then(|_| file.flush().map_err(|error| error.to_string()))
             .map_err(|error| format!("the capture file cannot be written: {error}"))?;
         Ok(PcapOutput { file, buffer: Vec::new() })
     }

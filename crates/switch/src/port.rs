@@ -9,6 +9,7 @@ use crate::capture::Capture;
 use crate::counters::QueueCounters;
 use crate::frame::Offloads;
 use crate::net_header;
+use crate::null::Null;
 use crate::pcap::{PcapInput, PcapOutput};
 use crate::tap::{TapInput, TapOutput};
 use crate::vhost::{VhostInput, VhostOutput};
@@ -103,7 +104,7 @@ pub(crate) enum Output {
     Vhost(Box<VhostOutput>),
     Tap(TapOutput),
     Record(Box<PcapOutput>),
-    Null,
+    Null(Null),
 }
 
 /// The receiving half of a queue pair: frames from the port into the switch.

@@ -16,6 +16,7 @@ use crate::fabric::{Fabric, SourceId};
 use crate::frame::Offloads;
 use crate::mac_table::{MAX_PORTS, MacEntry, MacTable};
 use crate::net_header::NetHeader;
+use crate::null::Null;
 use crate::pcap::{PcapInput, PcapOutput};
 use crate::poller::{Poller, PollerLink, Polling};
 use crate::port::{Input, InputQueue, InputState, Output, OutputQueue, OutputState, Port};
@@ -386,11 +387,13 @@ impl Switch {
 
     /// Swallows what is sent to the port.
     pub fn attach_null(&self, number: u16) -> Result<(), SwitchError> {
-        self.attach_output(number, Output::Null)
+        self.attach_output(number, Output::Null(Null))
     }
 
     fn attach_output(&self, number: u16, output: Output) -> Result<(), SwitchError> {
-        self.with_port(number, |port| {
+        let mut fabric = self.fabric.write();
+        self.rouse(&mut fabric);
+        self.with_port_of(&mut fabric, number, |port| {
             *port.outputs[0].state.lock() = OutputState { output, full_since: 0 };
             find_live(port);
         })
