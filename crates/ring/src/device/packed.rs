@@ -96,7 +96,7 @@ impl Packed {
         if resumed {
             // Each descriptor taken so far is either back or in flight.
             let (used, slots) = record.position();
-            (self.used, self.published, self.next, self.outstanding) = (used, used, used, slots);
+            (self.used, self.published, self.next, self.outstanding) = (used, used, used, slots as i32);
             for _ in 0..slots {
                 // The killed process may have prepared used descriptors behind one that it did not publish. They are ours
                 // to change, and must not be taken for used when the one before them is published.
@@ -281,7 +281,7 @@ impl Packed {
                     descriptor
                 }),
             );
-            self.outstanding += u32::from(chain.slots);
+            self.outstanding += i32::from(chain.slots);
             self.next.advance(chain.slots, self.size);
             taken
         });
