@@ -68,6 +68,12 @@ async def talk(left: Guest, right: Guest, modes: dict[str, Any]) -> None:
         assert packed == (modes["ring"] == "packed")
 
 
+def forget_database(directory: Path) -> None:
+    """Lets an Open vSwitch begin anew in a directory where another one has been."""
+    for path in directory.glob("conf.db*"):
+        path.unlink()
+
+
 def guests(sockets: tuple[Path, Path], second: dict[str, Any] | None = None, **modes: Any) -> tuple[Guest, Guest]:
     """Two guests, one on each socket; `second` overrides for the second what they have in common."""
     left = Guest(sockets[0], name="left", ip=("10.0.0.1/24", "fd00::1/64"), connect_timeout=LISTEN_TIMEOUT, **modes)
@@ -125,8 +131,7 @@ async def test_a_stream_survives_a_new_open_vswitch(directory: Path) -> None:
         assert ping.received == ping.sent
         stream = asyncio.create_task(left.stream("10.0.0.2", seconds=20, patience=60))
         await asyncio.sleep(1)
-    for path in directory.glob("conf.db*"):
-        path.unlink()
+    forget_database(directory)
     with OpenVswitch(directory, ports):
         result = await stream
         assert (result.error, result.verified) == (None, True)

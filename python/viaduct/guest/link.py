@@ -16,7 +16,7 @@ import msgspec
 
 from viaduct._core import GuestMemory, guest_memory_size
 from viaduct.guest.errors import GuestError
-from viaduct.vhost_user import FrontEnd, VhostUserError
+from viaduct.vhost_user import FrontEnd, Queue, VhostUserError
 from viaduct.virtio.features import DeviceFeature, NetFeature
 
 log = logging.getLogger("viaduct.guest")
@@ -122,6 +122,7 @@ class Link:
             mtu=options.mtu if options.mtu != 1500 else None,
             name=name,
         )
+        self._front_end.on_layout = self._give_queues
         self._up = asyncio.Event()
         self._watch: asyncio.Task[None] | None = None
 
@@ -152,7 +153,7 @@ class Link:
             raise GuestError(self._nobody(within)) from None
         except VhostUserError as error:
             raise GuestError(str(error)) from error
-        self._give_queues()
+        self._up.set()
         self._watch = asyncio.create_task(self._keep_up(), name=f"link {self.path}")
 
     async def wait_up(self) -> None:
@@ -176,19 +177,18 @@ class Link:
         self._detach()
         await self._front_end.close()
 
-    def _give_queues(self) -> None:
+    def _give_queues(self, queues: tuple[Queue, ...]) -> None:
         front = self._front_end
         memory = GuestMemory().with_region(0, front.memory_size, front.user_base, 0, front.memory_fd)
         base = front.user_base
-        queues = [
+        places = [
             (q.size, base + q.descriptor_addr, base + q.driver_addr, base + q.device_addr, q.base, q.kick_fd, q.call_fd)
-            for q in front.queues
+            for q in queues
         ]
         try:
-            self._attach(memory, front.features, front.data_addr, front.memory_size, queues)
+            self._attach(memory, front.features, front.data_addr, front.memory_size, places)
         except ValueError as error:
             raise GuestError(f"{self.path}: {error}") from error
-        self._up.set()
 
     async def _keep_up(self) -> None:
         """Connects again whenever the back-end has gone."""
@@ -201,9 +201,10 @@ class Link:
             while not self._up.is_set():
                 try:
                     await self._front_end.start()
-                    self._give_queues()
+                    self._up.set()
                     delay = _FIRST_RETRY
                 except (VhostUserError, GuestError, OSError) as error:
+                    self._detach()
                     log.warning("%s: %s; trying again", self.path, error)
                     await asyncio.sleep(delay * random.uniform(0.8, 1.2))
                     delay = min(2 * delay, _LAST_RETRY)

@@ -136,6 +136,9 @@ class FrontEnd:
         self.lost = asyncio.Event()
         """Set when the back-end has gone or erred; cleared by `start`."""
         self.lost_reason = ""
+        self.on_layout: Callable[[tuple[Queue, ...]], None] | None = None
+        """Called when the rings have their places, before the back-end hears of them: a driver that writes its first
+        values into them now cannot overwrite the device's."""
         self.on_config_change: Callable[[], None] | None = None
         """Called when the back-end says that its configuration space has changed; `read_config` gets it."""
         self._wanted = int(features)
@@ -350,6 +353,8 @@ class FrontEnd:
             queues.append(
                 Queue(index, place.size, place.descriptor, place.driver, place.device, base, kick_fd, call_fd)
             )
+        if self.on_layout is not None:
+            self.on_layout(tuple(queues))
         for queue in queues:
             await self.request("SET_VRING_CALL", p.VringFd(queue.index), [queue.call_fd])
         for queue in queues:
