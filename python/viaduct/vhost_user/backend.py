@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import select
 import signal
 import socket
 import threading
@@ -26,8 +25,6 @@ from viaduct.vhost_user.socket_path import FIRST_RETRY, LAST_RETRY, Listener, ch
 from viaduct.vhost_user.wire import HEADER, Channel
 
 log = logging.getLogger("viaduct.vhost_user")
-
-_POLLRDHUP = getattr(select, "POLLRDHUP", 0x2000)
 
 
 class Backend:
@@ -44,7 +41,7 @@ class Backend:
         self.name = name or self.path
         self._listener: Listener | None = None
         self._session: Session | None = None
-        self._serving: asyncio.Task[str] | None = None
+        self._serving: asyncio.Task[None] | None = None
         self._task: asyncio.Task[None] | None = None
 
     async def __aenter__(self) -> Backend:
@@ -80,6 +77,9 @@ class Backend:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
         self._task = self._serving = None
+        if self._session is not None:  # Its task was cancelled before it began.
+            self._session.end("the port was closed")
+            self._session = None
         if self._listener is not None:
             self._listener.close()
             self._listener = None
@@ -93,21 +93,28 @@ class Backend:
                 log.error("port %s (%s): cannot accept a connection: %s", self.name, self.path, error)
                 await asyncio.sleep(LAST_RETRY)
                 continue
-            if self._serving is not None and not self._serving.done():
-                if not self._leaving():
-                    newcomer = peer_of(sock, self.path)
-                    sock.close()
-                    log.error(
-                        "port %s (%s): refused a second front-end, pid %d; pid %d is connected: one front-end for each "
-                        "socket, give each guest its own port",
-                        self.name,
-                        self.path,
-                        newcomer.pid,
-                        self.peer.pid if self.peer else 0,
-                    )
+            if self._serving is not None and self._session is not None:
+                if not self._session.channel.hung_up:
+                    self._refuse(sock, self._session.peer)
                     continue
-                await asyncio.wait([self._serving])
-            self._serving = asyncio.create_task(self._serve(sock), name=f"vhost-user session {self.name}")
+                try:
+                    await asyncio.wait([self._serving])
+                except BaseException:
+                    sock.close()
+                    raise
+            self._serving = self._begin(sock)
+
+    def _refuse(self, sock: socket.socket, served: Peer) -> None:
+        newcomer = peer_of(sock, self.path)
+        sock.close()
+        log.error(
+            "port %s (%s): refused a second front-end, pid %d; pid %d is connected: one front-end for each socket, "
+            "give each guest its own port",
+            self.name,
+            self.path,
+            newcomer.pid,
+            served.pid,
+        )
 
     async def _connect(self) -> None:
         loop = asyncio.get_running_loop()
@@ -119,30 +126,24 @@ class Backend:
                 log.error("port %s: %s; trying again", self.name, error)
                 await asyncio.sleep(LAST_RETRY)
                 continue
-            self._serving = asyncio.create_task(self._serve(sock), name=f"vhost-user session {self.name}")
+            self._serving = self._begin(sock)
             began = loop.time()
             await asyncio.wait([self._serving])
             # Whoever accepts us and hangs up at once is not asked over and over.
             pause = FIRST_RETRY if loop.time() - began > LAST_RETRY else min(2 * pause, LAST_RETRY)
             await asyncio.sleep(pause)
 
-    async def _serve(self, sock: socket.socket) -> str:
+    def _begin(self, sock: socket.socket) -> asyncio.Task[None]:
         session = self._session = Session(Channel(sock), self.device, peer_of(sock, self.path), self.name)
+        return asyncio.create_task(self._serve(session), name=f"vhost-user session {self.name}")
+
+    async def _serve(self, session: Session) -> None:
         log.info("%s: connected", session.who)
         try:
             reason = await session.run()
         finally:
             self._session = None
         log.info("%s: disconnected: %s", session.who, reason)
-        return reason
-
-    def _leaving(self) -> bool:
-        """Whether the front-end has closed its end, of which the session may not know yet."""
-        if self._session is None:
-            return True
-        poll = select.poll()
-        poll.register(self._session.channel.sock.fileno(), _POLLRDHUP)
-        return any(events & (select.POLLHUP | _POLLRDHUP) for _, events in poll.poll(0))
 
     def fail_queue(self, index: int, error: str) -> None:
         """The device found that the driver broke ring `index`: signals the error descriptor and logs who did what.

@@ -18,6 +18,7 @@ the port, the socket, the peer's pid, the request, the value found, what is allo
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import os
 import socket
@@ -31,6 +32,10 @@ from viaduct.vhost_user.protocol import FRONT_END_REQUESTS, Request
 from viaduct.vhost_user.wire import Channel, Message
 
 log = logging.getLogger("viaduct.vhost_user")
+
+
+HANG_UP_CHECK = 0.1
+"""Seconds between looks at the connection while a device finishes its requests."""
 
 
 class SessionEnd(Exception):
@@ -47,6 +52,7 @@ class Session:
         self.name = name
         self.state = BackendState(device)
         self._cut_reason = ""
+        self._ended = False
 
     @property
     def who(self) -> str:
@@ -56,7 +62,8 @@ class Session:
     def cut(self, reason: str) -> None:
         """Ends the session from our side, for `reason`."""
         self._cut_reason = reason
-        self.channel.sock.shutdown(socket.SHUT_RDWR)
+        with contextlib.suppress(OSError):  # It may be gone already.
+            self.channel.sock.shutdown(socket.SHUT_RDWR)
 
     async def run(self) -> str:
         """Serves the front-end. Returns why the session ended; every descriptor is closed and every ring stopped."""
@@ -79,10 +86,14 @@ class Session:
             reason = f"{type(error).__name__}: {error}; connection closed"
             log.exception("%s: unexpected error", self.who)
         finally:
-            self._end(reason)
+            self.end(reason)
         return reason
 
-    def _end(self, reason: str) -> None:
+    def end(self, reason: str) -> None:
+        """Stops every ring, closes every descriptor and tells the device. Does nothing the second time."""
+        if self._ended:
+            return
+        self._ended = True
         self.state.close()
         self.channel.close()
         try:
@@ -132,9 +143,21 @@ class Session:
         self.state.check_legal(request, payload)
         log.debug("%s: %s %s, %d fds", self.who, request.name, payload, len(message.fds))
         for index in self.state.stopped_by(request, payload):
-            await self.device.drain_queue(index)
+            await self._drain(index)
         answer: Answer | None = getattr(self.state, request.handler)(payload, message.fds)
         return answer
+
+    async def _drain(self, index: int) -> None:
+        """Waits until the device has finished what is in flight, unless the front-end gives up first."""
+        draining = asyncio.ensure_future(self.device.drain_queue(index))
+        try:
+            while not draining.done():
+                await asyncio.wait([draining], timeout=HANG_UP_CHECK)
+                if not draining.done() and self.channel.hung_up:
+                    raise SessionEnd(f"the front-end closed the connection while queue {index} finished its requests")
+            draining.result()
+        finally:
+            draining.cancel()
 
     async def _refuse(self, request: Request | None, message: Message, error: str) -> None:
         name = request.name if request is not None else f"request {message.request}"

@@ -15,6 +15,7 @@ import struct
 
 from viaduct.vhost_user.device import Peer
 from viaduct.vhost_user.errors import SocketPathError
+from viaduct.vhost_user.wire import ready
 
 MAX_PATH = 107
 """Bytes: ``sun_path`` holds 108 with the final NUL (unix(7))."""
@@ -58,8 +59,12 @@ class Listener:
 
     async def accept(self) -> socket.socket:
         """The next connection."""
-        sock, _ = await asyncio.get_running_loop().sock_accept(self.sock)
-        return sock
+        # The loop's own sock_accept loses the connection, and says so, if it is cancelled at the wrong moment.
+        while True:
+            try:
+                return self.sock.accept()[0]
+            except BlockingIOError:
+                await ready(self.sock.fileno())
 
     def close(self) -> None:
         """Stops listening and removes the file, unless somebody else has put his there."""

@@ -20,6 +20,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import select
 import socket
 import struct
 from collections.abc import Iterable
@@ -36,6 +37,23 @@ MAX_PAYLOAD = 4096
 _VERSION_MASK = 3
 _ANCILLARY_ROOM = socket.CMSG_SPACE(253 * 4)
 _HEADER_SECTION = '(vhost-user, "Header")'
+
+
+async def ready(fd: int, *, write: bool = False) -> None:
+    """Returns when `fd` can be read, or written."""
+    loop = asyncio.get_running_loop()
+    woken = asyncio.Event()
+    if write:
+        loop.add_writer(fd, woken.set)
+    else:
+        loop.add_reader(fd, woken.set)
+    try:
+        await woken.wait()
+    finally:
+        if write:
+            loop.remove_writer(fd)
+        else:
+            loop.remove_reader(fd)
 
 
 class Descriptors:
@@ -98,8 +116,14 @@ class Channel:
     def __init__(self, sock: socket.socket) -> None:
         sock.setblocking(False)
         self.sock = sock
-        self._loop = asyncio.get_running_loop()
         self._fd = sock.fileno()
+
+    @property
+    def hung_up(self) -> bool:
+        """Whether the peer has closed its end, even if bytes from before that are still to be read."""
+        poll = select.poll()
+        poll.register(self._fd, select.POLLRDHUP)
+        return bool(poll.poll(0))
 
     async def receive(self) -> Message | None:
         """The next message, or None if the peer closed the connection between two messages.
@@ -136,7 +160,7 @@ class Channel:
             try:
                 sent = self.sock.sendmsg([data], ancillary, socket.MSG_NOSIGNAL)
             except BlockingIOError:
-                await self._wait(write=True)
+                await ready(self._fd, write=True)
                 continue
             data = data[sent:]
             ancillary = []  # The descriptors went with the first byte.
@@ -154,7 +178,7 @@ class Channel:
                     size - len(data), _ANCILLARY_ROOM, socket.MSG_CMSG_CLOEXEC
                 )
             except BlockingIOError:
-                await self._wait(write=False)
+                await ready(self._fd)
                 continue
             for level, kind, content in ancillary:
                 if (level, kind) == (socket.SOL_SOCKET, socket.SCM_RIGHTS):
@@ -171,23 +195,3 @@ class Channel:
                 raise StreamError(f"the connection ended inside a message, {len(data)} of {size} bytes had come")
             data += piece
         return data
-
-    async def _wait(self, *, write: bool) -> None:
-        """Returns when the socket can be read or written."""
-        ready = self._loop.create_future()
-
-        def wake() -> None:
-            if not ready.done():
-                ready.set_result(None)
-
-        if write:
-            self._loop.add_writer(self._fd, wake)
-        else:
-            self._loop.add_reader(self._fd, wake)
-        try:
-            await ready
-        finally:
-            if write:
-                self._loop.remove_writer(self._fd)
-            else:
-                self._loop.remove_reader(self._fd)

@@ -135,3 +135,22 @@ async def test_whats_logged_of_a_life(backend: Backend, caplog: pytest.LogCaptur
     await until(lambda: len(caplog.messages) == 2)
     who = f"port vm1 ({backend.path}, peer pid {os.getpid()})"
     assert caplog.messages == [f"{who}: connected", f"{who}: disconnected: the front-end closed the connection"]
+
+
+async def test_a_close_before_the_session_begins(backend: Backend, device: RecordingDevice) -> None:
+    guest = Guest(backend.path)
+    await until(lambda: backend.peer)
+    await backend.close()
+    assert await guest.closed()
+    guest.close()
+
+
+@pytest.mark.parametrize("turns", range(6))
+async def test_a_close_at_any_moment(backend: Backend, device: RecordingDevice, turns: int) -> None:
+    guests = [Guest(backend.path) for _ in range(3)]
+    for _ in range(turns):
+        await asyncio.sleep(0)
+    await backend.close()
+    for guest in guests:
+        assert await guest.closed()
+        guest.close()

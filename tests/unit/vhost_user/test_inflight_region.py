@@ -8,7 +8,7 @@ import os
 from collections.abc import Callable
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from vhost_user.wire_client import memfd
@@ -129,6 +129,7 @@ def test_a_region_of_something_else(words: tuple[int, int]) -> None:
     os.close(fd)
 
 
+@settings(deadline=None)
 @given(junk=st.binary(min_size=8 + 16 * 16, max_size=8 + 16 * 16), used=st.integers(0, 0xFFFF))
 def test_junk_is_refused_or_harmless(junk: bytes, used: int) -> None:
     fd = memfd(4096)

@@ -135,6 +135,26 @@ async def test_a_stop_waits_for_what_is_in_flight(socket_dir: Path) -> None:
         assert await asking == b"one"
 
 
+async def test_a_front_end_that_gives_up_waiting_is_let_go(socket_dir: Path) -> None:
+    """A device that never finishes a request keeps no socket from the next front-end."""
+    path = socket_dir / "s"
+    device = SlowEcho()
+    async with Backend(device, str(path)):
+        fe = front_end(path, ALL)
+        await fe.start()
+        asking = asyncio.create_task(Driver(fe, 0).ask(b"one", 64))
+        await until(lambda: device.waiting)
+        stopping = asyncio.create_task(fe.stop())
+        await asyncio.sleep(0.01)
+        asking.cancel()
+        stopping.cancel()
+        await asyncio.wait([asking, stopping])
+        fe.queues = ()
+        await fe.close()
+        async with front_end(path, ALL) as other:
+            assert len(other.queues) == 1
+
+
 async def test_what_is_in_flight_is_dropped_with_the_front_end(socket_dir: Path) -> None:
     path = socket_dir / "s"
     device = SlowEcho()
