@@ -13,7 +13,8 @@ import struct
 from viaduct.vhost_user.errors import RequestError
 
 _ONE = struct.pack("=Q", 1)
-_WORD = 8
+_ROOM = 512
+"""Bytes to read at once: an eventfd gives 8, a pipe what is in it."""
 
 
 def check_event_fd(fd: int) -> None:
@@ -30,18 +31,21 @@ def check_event_fd(fd: int) -> None:
 
 
 def signal(fd: int | None) -> None:
-    """Signals once; a peer that is gone or does not read is no error."""
+    """Signals once. Full, no reader left, the wrong end of a pipe: the front-end's loss, not our error."""
     if fd is not None:
         try:
             os.write(fd, _ONE)
-        except (BlockingIOError, BrokenPipeError):
+        except OSError:
             return
 
 
-def drain(fd: int) -> None:
-    """Takes the signals that have come."""
+def drain(fd: int) -> bool:
+    """Takes signals that have come; there may be more. False if none can come any more: a pipe whose writer has
+    gone."""
     try:
-        while len(os.read(fd, _WORD)) == _WORD:
-            pass
+        # Once: what the front-end made of the descriptor (an eventfd that counts down) must not keep us reading.
+        return bool(os.read(fd, _ROOM))
     except BlockingIOError:
-        return
+        return True
+    except OSError:
+        return False

@@ -151,7 +151,8 @@ class _RunningQueue:
 
     def _kicked(self) -> None:
         assert self.kick_fd is not None
-        drain(self.kick_fd)
+        if not drain(self.kick_fd):
+            self._loop.remove_reader(self.kick_fd)  # It stays readable for ever.
         self._look()
 
     def _look_soon(self) -> None:

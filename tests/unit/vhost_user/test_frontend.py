@@ -264,3 +264,14 @@ async def test_no_answer(bad: BadBackEnd, socket_dir: Path, monkeypatch: pytest.
     with pytest.raises(FrontEndError, match="GET_FEATURES: no answer in 0 s"):
         await fe.start()
     await fe.close()
+
+
+async def test_a_driver_may_prepare_the_rings_before_the_back_end_hears_of_them(
+    backend: Backend, device: RecordingDevice
+) -> None:
+    told: list[tuple[int, int]] = []
+    fe = make(backend.path)
+    fe.on_layout = lambda queues: told.append((len(queues), len(device.named("start_queue"))))
+    await fe.start()
+    await fe.close()
+    assert told == [(2, 0)]

@@ -219,6 +219,21 @@ async def test_a_queue_without_kicks_is_polled(socket_dir: Path) -> None:
         assert await Driver(fe, 0).ask(b"no kick reaches it", 64) == b"NO KICK REACHES IT"
 
 
+async def test_a_kick_that_never_ends_occupies_nobody(socket_dir: Path) -> None:
+    """The writing end of a pipe is closed, so it is readable for ever; a semaphore holds more than can be counted."""
+    path = socket_dir / "s"
+    device = Echo()
+    async with Backend(device, str(path)), front_end(path, ALL, queues=2) as fe:
+        read_end, write_end = os.pipe()
+        os.close(write_end)
+        await fe.request("SET_VRING_KICK", (0,), [read_end])
+        os.close(read_end)
+        semaphore = os.eventfd(0xFFFF_FFFE, os.EFD_SEMAPHORE)
+        await fe.request("SET_VRING_KICK", (1,), [semaphore])
+        os.close(semaphore)
+        assert await Driver(fe, 1).ask(b"still here", 64) == b"STILL HERE"
+
+
 async def test_the_entropy_example(socket_dir: Path) -> None:
     example = runpy.run_path(str(EXAMPLE))
     path = socket_dir / "s"

@@ -7,6 +7,7 @@ import pytest
 from vhost_user.stand_ins import RecordingDevice
 from vhost_user.wire_client import ACK, NACK, NO_FD, USER_BASE, Guest, regions, state, u64
 from viaduct.vhost_user import Vring
+from viaduct.vhost_user.event_fd import check_event_fd, drain, signal
 
 
 async def test_starts_the_ring_with_all_that_was_said(ready: Guest, device: RecordingDevice) -> None:
@@ -92,3 +93,40 @@ async def test_a_device_that_cannot_start(ready: Guest, device: RecordingDevice)
     assert await ready.ack(12, u64(0), [ready.event()]) == NACK
     device.failing.clear()
     assert await ready.ack(12, u64(0), [ready.event()]) == ACK
+
+
+def test_signals_are_taken_at_once_and_an_end_is_told() -> None:
+    read_end, write_end = os.pipe()
+    semaphore = os.eventfd(0xFFFF_FFFE, os.EFD_SEMAPHORE)
+    check_event_fd(read_end)
+    check_event_fd(semaphore)
+    assert drain(read_end)
+    signal(write_end)
+    assert drain(read_end)
+    os.close(write_end)
+    assert not drain(read_end)
+    assert drain(semaphore)
+    os.close(read_end)
+    os.close(semaphore)
+
+
+def test_the_wrong_ends_of_pipes_are_no_errors() -> None:
+    read_end, write_end = os.pipe()
+    signal(read_end)
+    assert not drain(write_end)
+    os.close(read_end)
+    os.close(write_end)
+
+
+def test_a_signal_to_what_nobody_reads_is_dropped() -> None:
+    read_end, write_end = os.pipe()
+    full = os.eventfd(0xFFFF_FFFE)
+    check_event_fd(write_end)
+    check_event_fd(full)
+    os.close(read_end)
+    signal(write_end)
+    os.eventfd_write(full, 0xFFFF_FFFF_FFFF_FFFE - 0xFFFF_FFFE)
+    signal(full)
+    signal(None)
+    os.close(write_end)
+    os.close(full)
