@@ -142,6 +142,16 @@ fn ping_counts_what_the_cable_does() {
 }
 
 #[test]
+fn ping_to_an_address_that_nobody_has_ends() {
+    let (mut left, _right) = pair(1500);
+    let remote = [10, 0, 0, 9].into();
+    let (timeout, interval) = (Duration::from_millis(50), Duration::ZERO);
+    let ticket = left.start(TaskSpec::Ping(PingConfig { remote, count: 2000, interval, timeout, size: 56 }));
+    let Outcome::Ping(report) = outcome(&left, ticket) else { panic!("not a ping") };
+    assert_eq!((report.sent, report.received), (2000, 0));
+}
+
+#[test]
 fn streams_each_way_arrive_whole() {
     let bytes = 3_000_001;
     for remote in [right_v4(), right_v6()] {

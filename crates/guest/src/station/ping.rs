@@ -176,7 +176,11 @@ impl Task for Ping {
         self.waiting.retain(|_, (_, sent)| now < *sent + timeout);
         if !self.all_sent() && now >= self.next {
             if !self.send(stack, now) {
-                return Step::Wait(Some(now + Duration::from_millis(1)));
+                if !self.waiting.is_empty() {
+                    return Step::Wait(Some(now + Duration::from_millis(1)));
+                }
+                // The socket is full of requests that expired there: nobody has that address, so this one is lost too.
+                self.report.sent += 1;
             }
             // No catching up: requests that are late would come in a burst.
             self.next = (self.next + self.config.interval).max(now);
