@@ -170,7 +170,8 @@ class BackendState:
         self.owned = True
 
     def reset_owner(self, payload: p.Empty, fds: Descriptors) -> None:
-        """Ignored, as the document recommends: its meaning was never agreed on."""
+        """Ends the ownership; rings and memory stay, as the document recommends: more was never agreed on."""
+        self.owned = False
 
     def get_queue_num(self, payload: p.Empty, fds: Descriptors) -> Answer:
         return Answer((self.device.reported_queue_count,))

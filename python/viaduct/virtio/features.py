@@ -86,6 +86,7 @@ class NetFeature(Feature):
     GUEST_ANNOUNCE = 1 << 21, "virtio 1.2, 5.1.6.5.4"
     MQ = 1 << 22, "virtio 1.2, 5.1.6.5.5"
     CTRL_MAC_ADDR = 1 << 23, "virtio 1.2, 5.1.6.5.2"
+    NOTF_COAL = 1 << 53, "virtio 1.2, 5.1.6.5.8"
     GUEST_USO4 = 1 << 54, "virtio 1.3, 5.1.6.4"
     GUEST_USO6 = 1 << 55, "virtio 1.3, 5.1.6.4"
     HOST_USO = 1 << 56, "virtio 1.2, 5.1.6.2"
