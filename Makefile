@@ -8,6 +8,7 @@ STAMPS := $(VENV)/stamps
 LOGS := build/logs
 BIN := $(VENV)/bin
 RUST := . $(VENV)/rust.env &&
+LINT := $(RUST) . $(VENV)/lint.env &&
 RUST_SOURCES := $(shell find crates -name '*.rs' -o -name 'Cargo.toml') Cargo.toml Cargo.lock pyproject.toml
 export PYO3_PYTHON := $(abspath $(BIN)/python)
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
@@ -27,14 +28,14 @@ demo: $(STAMPS)/core ## two guests in this process talk over the switch; needs n
 
 dev: $(STAMPS)/core $(STAMPS)/tools ## the package and everything for working on it, in $(VENV)
 
-test: dev $(STAMPS)/clippy ## every check: lint, Rust tests, Python tests, tests with QEMU, DPDK and Open vSwitch
+test: dev $(VENV)/lint.env ## every check: lint, Rust tests, Python tests, tests with QEMU, DPDK and Open vSwitch
 	@setup/debian_packages.sh
 	@setup/checks.sh $(LOGS) 'lint=$(MAKE) --no-print-directory lint' 'rust=$(MAKE) --no-print-directory rust-test' \
 		'unit=$(MAKE) --no-print-directory unit' 'interop=$(MAKE) --no-print-directory interop'
 
-lint: dev $(STAMPS)/clippy ## formatting, clippy, ruff, mypy, and the stubs against the built module
-	$(RUST) cargo fmt --all --check
-	$(RUST) cargo clippy --quiet --workspace --all-targets -- -D warnings
+lint: dev $(VENV)/lint.env ## formatting, clippy, ruff, mypy, and the stubs against the built module
+	$(LINT) cargo fmt --all --check
+	$(LINT) cargo clippy --quiet --workspace --all-targets -- -D warnings
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
@@ -67,8 +68,8 @@ bench-instructions: dev ## instructions per packet, compared with those kept in 
 docs-check: dev ## every link and command in the documentation
 	$(BIN)/python setup/docs_check.py
 
-format: dev $(STAMPS)/clippy ## put the sources into their one format
-	$(RUST) cargo fmt --all
+format: dev $(VENV)/lint.env ## put the sources into their one format
+	$(LINT) cargo fmt --all
 	$(BIN)/ruff check --fix --quiet .
 	$(BIN)/ruff format .
 
@@ -112,6 +113,5 @@ $(STAMPS)/bench: pyproject.toml $(STAMPS)/maturin
 	@$(call install-extra,bench)
 	@touch $@
 
-$(STAMPS)/clippy: $(VENV)/rust.env
-	@$(RUST) (cargo fmt --version && cargo clippy --version) >/dev/null 2>&1 || ($(RUST) rustup component add clippy rustfmt)
-	@touch $@
+$(VENV)/lint.env: setup/lint_toolchain.sh $(VENV)/rust.env
+	@$(RUST) setup/lint_toolchain.sh >$@.new && mv $@.new $@
