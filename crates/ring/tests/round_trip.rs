@@ -130,6 +130,8 @@ impl History {
             Step::DriverNotifications(false) => self.rig.driver.disable_notifications(),
             Step::DeviceNotifications(false) => self.rig.device.disable_notifications(),
             Step::Restart => {
+                // A packed ring is checked against the base; a driver in the middle of a batch can be misread.
+                self.step(&Step::DriverPublish);
                 self.rig.device.publish();
                 self.used.append(&mut self.completed);
                 let config = QueueConfig { base: self.rig.device.base(), ..self.config };

@@ -16,6 +16,7 @@
 mod gather;
 mod packed;
 mod split;
+mod standing;
 
 use std::sync::Arc;
 
@@ -61,7 +62,8 @@ pub struct DeviceQueue {
 impl DeviceQueue {
     /// Starts a queue. Checks size, alignment and that all three parts lie in `memory`.
     ///
-    /// A split queue takes the index of the used ring from the ring itself, a packed one from the base.
+    /// A split queue takes the index of the used ring from the ring itself. A packed one goes by the base unless the ring
+    /// shows that it cannot be right: a front-end that lost its back-end may not know the position any more.
     ///
     /// # Errors
     /// [`RingError::Size`], [`RingError::Alignment`], [`RingError::Unmapped`], [`RingError::Base`].
@@ -111,7 +113,7 @@ impl DeviceQueue {
     /// Chains that an earlier process took and did not give back are delivered again, before all others; returns how many
     /// there are. Where the record is not new it also says where the queue goes on, instead of the base.
     ///
-    /// Call it right after [`new`](DeviceQueue::new).
+    /// Call it right after [`new`](DeviceQueue::new). From then on chains are consumed before they are completed.
     ///
     /// # Errors
     /// [`RingError::InflightRange`], [`RingError::InflightVersion`], [`RingError::InflightRecord`]: nothing is attached.

@@ -14,17 +14,18 @@
 
 use std::sync::atomic::Ordering;
 
-use viaduct_memory::access::{load_u64, prefetch_read, store_u64};
+use viaduct_memory::access::{load_u64, prefetch_read, store_u16, store_u64};
 use viaduct_memory::{GuestMemory, RegionCache};
 
 use super::WORK;
 use super::gather::Gather;
+use super::standing::{plausible, standing};
 use crate::descriptor::{AVAIL, BYTES, Descriptor, INDIRECT, NEXT, Position, USED, WRITE, packed_word};
 use crate::event::{Suppression, full_fence};
 use crate::inflight::packed::{Again, PackedRecord};
 use crate::inflight::{Region, may_die};
 use crate::layout::Parts;
-use crate::{Batch, Chain, QueueConfig, RingError};
+use crate::{Batch, Chain, PACKED_START, QueueConfig, RingError};
 
 /// How many descriptors ahead the ring is asked for: two cache lines.
 const AHEAD: usize = 8;
@@ -52,6 +53,10 @@ pub(super) struct Packed {
     outstanding: i32,
     /// The first staged used descriptor.
     first: u64,
+    /// Descriptors that it stands for.
+    first_slots: u16,
+    /// Where an earlier device left a buffer unpublished in front of others, its id and number of descriptors.
+    gap: Option<(Position, u16, u16)>,
     record: Option<Box<PackedRecord>>,
 }
 
@@ -70,7 +75,7 @@ impl Packed {
         if !(0..=i32::from(size)).contains(&outstanding) {
             return Err(base);
         }
-        Ok(Packed {
+        let mut ring = Packed {
             parts,
             size,
             event_idx: config.event_idx,
@@ -83,8 +88,33 @@ impl Packed {
             staged: 0,
             outstanding,
             first: 0,
+            first_slots: 0,
+            gap: None,
             record: None,
-        })
+        };
+        ring.correct(config.base);
+        Ok(ring)
+    }
+
+    /// Goes by the ring where the base cannot be right, or is that of a new queue, which front-ends also say when they do
+    /// not know better.
+    fn correct(&mut self, base: u32) {
+        let load = |index| self.load(index, self.load_word(index));
+        let Some(found) = standing(self.size, load) else { return };
+        if base != PACKED_START && plausible(self.size, self.used, self.next, found.driver, load(self.used.index)) {
+            return;
+        }
+        self.gap = found.gap.map(|(id, slots)| (found.used, id, slots));
+        (self.next, self.used, self.published, self.outstanding) = (found.next, found.next, found.next, 0);
+    }
+
+    /// Gives up the buffer in a gap: those behind it, with which the killed device was done, come back with it.
+    #[cold]
+    fn close_gap(&mut self) {
+        if let Some((at, id, slots)) = self.gap.take() {
+            self.mark_rest(at, slots);
+            self.store_word(at.index, packed_word(0, id, at.used()), Ordering::Release);
+        }
     }
 
     /// Records chains in flight from now on, and takes up what an earlier process left: returns how many chains.
@@ -94,7 +124,8 @@ impl Packed {
         let record = PackedRecord::attach(region, self.published, |at| marks(at) == at.available())?;
         let again = record.again.len();
         if resumed {
-            // Each descriptor taken so far is either back or in flight.
+            // It knows better than the ring. Each descriptor taken so far is either back or in flight.
+            self.gap = None;
             let (used, slots) = record.position();
             (self.used, self.published, self.next, self.outstanding) = (used, used, used, slots as i32);
             for _ in 0..slots {
@@ -141,6 +172,9 @@ impl Packed {
         batch: &mut Batch,
         max: usize,
     ) -> Result<(), RingError> {
+        if self.gap.is_some() {
+            self.close_gap();
+        }
         if self.record.as_ref().is_some_and(|record| !record.again.is_empty()) {
             return self.peek_again(memory, cache, batch, max);
         }
@@ -303,9 +337,10 @@ impl Packed {
             let flags = used.used() | if written != 0 { WRITE } else { 0 };
             let word = packed_word(written, chain.id, flags);
             if staged == 0 {
-                self.first = word;
+                (self.first, self.first_slots) = (word, chain.slots);
             } else {
                 may_die();
+                self.mark_rest(used, chain.slots);
                 self.store_word(used.index, word, Ordering::Relaxed);
             }
             if let Some(record) = &mut self.record {
@@ -324,6 +359,20 @@ impl Packed {
         unsafe { store_u64(self.parts.descriptor.add(usize::from(index) * BYTES + 8).cast(), word, order) };
     }
 
+    /// Marks all but the first descriptor of a list used, see [`standing`](super::standing).
+    #[inline(always)]
+    fn mark_rest(&self, mut at: Position, slots: u16) {
+        for left in (0..slots.saturating_sub(1)).rev() {
+            at.advance(1, self.size);
+            may_die();
+            // SAFETY: a position's index is below the size; `flags` are the last two bytes of a descriptor.
+            unsafe {
+                let flags = self.parts.descriptor.add(usize::from(at.index) * BYTES + 14);
+                store_u16(flags.cast(), at.used() | if left > 0 { NEXT } else { 0 }, Ordering::Relaxed);
+            }
+        }
+    }
+
     #[inline]
     pub fn publish(&mut self) -> bool {
         if self.staged == 0 {
@@ -333,6 +382,7 @@ impl Packed {
             record.before_publish(self.used);
         }
         may_die();
+        self.mark_rest(self.published, self.first_slots);
         // Release: the other used descriptors, and what was written into the buffers, before the first one's flags.
         self.store_word(self.published.index, self.first, Ordering::Release);
         let (old, slots) = (self.published, self.staged);

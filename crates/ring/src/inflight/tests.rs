@@ -243,7 +243,7 @@ fn a_record_is_checked_before_it_is_believed() {
         // Any bytes: an error or a queue that delivers only what lies in memory.
         let mut seed = 0x2545_f491_4f6c_dd1du64;
         let mut errors = 0;
-        for _ in 0..20_000 {
+        for _ in 0..3_000 {
             for at in (0..bytes).step_by(2) {
                 seed ^= seed << 13;
                 seed ^= seed >> 7;
@@ -272,6 +272,6 @@ fn a_record_is_checked_before_it_is_believed() {
                 }
             }
         }
-        assert!(errors > 100 && errors < 20_000, "{errors}");
+        assert!(errors > 100 && errors < 3_000, "{errors}");
     }
 }

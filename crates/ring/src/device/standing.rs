@@ -1,0 +1,71 @@
+//! Where a packed ring stands, read from the ring itself.
+//!
+//! A front-end that lost its back-end cannot ask it for the position any more. In a split ring the used index is in memory;
+//! for a packed ring QEMU then says what it said when the queue was started, and a device that believed it would wait for
+//! descriptors that passed long ago. But the ring knows better:
+//!
+//! - AVAIL of each descriptor is the wrap counter of the lap in which the driver last wrote there, whether or not it has been
+//!   used since (2.8.1). So the bits change at one place, and that is where the driver stands.
+//! - The lap behind the driver is what has been used, then what has not. AVAIL and USED are equal in a used descriptor. This
+//!   device marks all descriptors of a list so, not only the first: the others are skipped by the driver (2.8.6) and are the
+//!   device's until the first is published, so nobody is told anything by that, except the next device.
+//! - A device that was killed between writing used descriptors and publishing them leaves one list that is not used in front of
+//!   some that are ([`Standing::gap`]). When that list is used, the driver goes on through those behind it.
+//!
+//! That is exact for a device that completes in order, as those of a switch do; for others there is the record of chains in
+//! flight. If the ring does not look like this, the base is believed.
+
+use crate::descriptor::{AVAIL, Descriptor, NEXT, Position, USED};
+
+/// What a ring shows.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Standing {
+    /// The first descriptor that the driver has not been told is used.
+    pub used: Position,
+    /// The buffer there, by id and number of descriptors, if others behind it are marked used.
+    pub gap: Option<(u16, u16)>,
+    /// The first descriptor that is not used and has none behind it that is.
+    pub next: Position,
+    /// Where the driver makes the next one available.
+    pub driver: Position,
+}
+
+/// Looks at a ring of `size` descriptors, which `load` reads.
+pub(super) fn standing(size: u16, load: impl Fn(u16) -> Descriptor) -> Option<Standing> {
+    let ring: Vec<Descriptor> = (0..size).map(load).collect();
+    let n = ring.len();
+    // Places count through two laps, of wrap counter 1 and 0, and on from there.
+    let flags = |place: usize| ring[place % n].packed_flags();
+    let position = |place: usize| Position { index: (place % n) as u16, wrap: (place / n).is_multiple_of(2) };
+    let is_used = |place: &usize| (flags(*place) & AVAIL != 0) == (flags(*place) & USED != 0);
+
+    let wrap = |descriptor: &Descriptor| descriptor.packed_flags() & AVAIL != 0;
+    let now = wrap(ring.first()?);
+    let written = ring.iter().take_while(|descriptor| wrap(descriptor) == now).count();
+    if ring[written..].iter().any(|descriptor| wrap(descriptor) == now) {
+        return None;
+    }
+    let driver = written + if now { 2 * n } else { 3 * n };
+    let used = (driver - n..driver).find(|place| !is_used(place)).unwrap_or(driver);
+    let behind = (used..driver).rev().find(is_used);
+    let mut standing = Standing { used: position(used), gap: None, next: position(used), driver: position(driver) };
+    if let Some(behind) = behind {
+        // The list goes on while NEXT does; what follows it is used up to the last descriptor that is.
+        let last = (used..driver).find(|&place| flags(place) & NEXT == 0)?;
+        if !(last + 1..=behind).all(|place| is_used(&place)) {
+            return None;
+        }
+        standing.gap = Some((ring[last % n].id(), (last + 1 - used) as u16));
+        standing.next = position(behind.max(last) + 1);
+    }
+    Some(standing)
+}
+
+/// Whether a base can be right for a driver that stands at `driver`.
+pub(super) fn plausible(size: u16, used: Position, next: Position, driver: Position, at_used: Descriptor) -> bool {
+    let place = |position: Position| i32::from(position.index) + if position.wrap { 0 } else { i32::from(size) };
+    let behind = |position: Position| (place(driver) - place(position)).rem_euclid(2 * i32::from(size));
+    behind(used) <= i32::from(size)
+        && behind(next) <= behind(used)
+        && at_used.packed_flags() & (AVAIL | USED) != used.used()
+}
