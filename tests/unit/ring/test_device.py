@@ -91,6 +91,8 @@ class History:
             case Listen(False, wanted):
                 self.listen(wanted)
             case Restart():
+                # A packed ring is compared with the base, and a driver in the middle of a list can be misread.
+                self.step(Kick())
                 self.publish()
                 self.device = start(self.memory, self.queue.at(self.device.base))
                 self.first = True
