@@ -45,6 +45,8 @@ def demo(
 
     try:
         passed = asyncio.run(until_terminated())
+    except BrokenPipeError:
+        raise  # nobody reads what we say
     except (GuestError, ConfigError, OSError) as error:
         raise Failure(f"the demonstration failed: {error}", FAILED) from error
     except asyncio.CancelledError:

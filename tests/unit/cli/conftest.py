@@ -1,0 +1,14 @@
+"""What the tests of commands need of the process that runs them."""
+
+from __future__ import annotations
+
+import signal
+
+import pytest
+
+
+@pytest.fixture(autouse=True, scope="package")
+def interruptible() -> None:
+    """Commands are to end by SIGINT, but a test run in the background of a shell ignores it, and so would they."""
+    if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
