@@ -261,7 +261,7 @@ class Station:
 
     def __new__(cls, mac: bytes, addresses: list[tuple[str, int]], gateways: list[str], mtu: int, seed: int) -> Station:
         """`addresses` have their prefix lengths with them; `seed` makes sequence and port numbers."""
-    def attach(
+    def prepare(
         self,
         memory: GuestMemory,
         features: int,
@@ -269,8 +269,10 @@ class Station:
         data_end: int,
         queues: list[tuple[int, int, int, int, int, int, int]],
     ) -> None:
-        """Takes over queues: size, descriptor, driver and device address, base, kick and call descriptor. Buffers lie
-        from `data_addr` up to `data_end`."""
+        """Initializes queues: size, descriptor, driver and device address, base, kick and call descriptor. Buffers lie
+        from `data_addr` up to `data_end`. To be called before the device starts."""
+    def attach(self) -> None:
+        """Begins to use them."""
     def detach(self) -> None:
         """Lets go of the queues; they are no longer touched when this returns."""
     def ping(self, remote: str, count: int, interval: float, timeout: float, size: int) -> int:
@@ -340,7 +342,7 @@ class TrafficSource:
     ) -> TrafficSource:
         """`source` and `destination` are the first of `macs` addresses each; `size` is in bytes with the Ethernet
         header; `rate` in frames a second."""
-    def attach(
+    def prepare(
         self,
         memory: GuestMemory,
         features: int,
@@ -348,7 +350,9 @@ class TrafficSource:
         data_end: int,
         queues: list[tuple[int, int, int, int, int, int, int]],
     ) -> None:
-        """Takes over queues, as `Station.attach`, and begins or goes on."""
+        """Initializes queues, as `Station.prepare`."""
+    def attach(self) -> None:
+        """Begins or goes on with them."""
     def detach(self) -> None:
         """Lets go of the queues; they are no longer touched when this returns."""
     def report(self) -> dict[str, Any]:
@@ -369,7 +373,7 @@ class TrafficSink:
 
     def __new__(cls, mac: bytes, *, macs: int, verify: bool, count: int | None, mtu: int) -> TrafficSink:
         """Announces `macs` addresses from `mac` on; `verify` checks every byte; done after `count` frames."""
-    def attach(
+    def prepare(
         self,
         memory: GuestMemory,
         features: int,
@@ -377,7 +381,9 @@ class TrafficSink:
         data_end: int,
         queues: list[tuple[int, int, int, int, int, int, int]],
     ) -> None:
-        """Takes over queues, as `Station.attach`, and begins or goes on."""
+        """Initializes queues, as `Station.prepare`."""
+    def attach(self) -> None:
+        """Begins or goes on with them."""
     def detach(self) -> None:
         """Lets go of the queues; they are no longer touched when this returns."""
     def report(self) -> dict[str, Any]:

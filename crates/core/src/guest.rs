@@ -159,6 +159,8 @@ fn outcome<'py>(py: Python<'py>, outcome: &Outcome) -> PyResult<(&'static str, B
 #[pyclass(module = "viaduct._core")]
 pub struct Station {
     inner: Option<viaduct_guest::station::Station>,
+    /// Has its rings, and waits for the back-end to start them.
+    prepared: Option<NetDriver>,
     mtu: usize,
 }
 
@@ -193,10 +195,10 @@ impl Station {
             StationError::System { .. } => PyOSError::new_err(error.to_string()),
             _ => PyValueError::new_err(error.to_string()),
         })?;
-        Ok(Station { inner: Some(station), mtu })
+        Ok(Station { inner: Some(station), prepared: None, mtu })
     }
 
-    fn attach(
+    fn prepare(
         &mut self,
         py: Python<'_>,
         memory: &GuestMemory,
@@ -209,11 +211,19 @@ impl Station {
         let station = self.open()?;
         let counters = station.counters().clone();
         let driver = py.detach(|| driver(memory, features, mtu, (data_addr, data_end), queues, counters))?;
-        station.attach(Box::new(DriverLink::new(driver)));
+        self.prepared = Some(driver);
         Ok(())
     }
 
-    fn detach(&self, py: Python<'_>) -> PyResult<()> {
+    fn attach(&mut self) -> PyResult<()> {
+        if let Some(driver) = self.prepared.take() {
+            self.shared()?.attach(Box::new(DriverLink::new(driver)));
+        }
+        Ok(())
+    }
+
+    fn detach(&mut self, py: Python<'_>) -> PyResult<()> {
+        self.prepared = None;
         let station = self.shared()?;
         py.detach(|| station.detach());
         Ok(())
@@ -320,6 +330,7 @@ impl Station {
     }
 
     fn close(&mut self, py: Python<'_>) {
+        self.prepared = None;
         let station = self.inner.take();
         py.detach(|| drop(station));
     }

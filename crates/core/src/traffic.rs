@@ -6,6 +6,7 @@ use std::sync::Arc;
 use pyo3::exceptions::PyValueError;
 use pyo3::prelude::*;
 use pyo3::types::PyDict;
+use viaduct_guest::driver::NetDriver;
 use viaduct_guest::link::LinkCounters;
 use viaduct_guest::traffic::{Engine, EngineEvent, Job, Sink, SinkConfig, Source, SourceConfig};
 
@@ -15,20 +16,22 @@ use crate::memory::GuestMemory;
 /// An engine that may have been closed, and the MTU of its links.
 struct Running<J: Job> {
     engine: Option<Engine<J>>,
+    /// Has its rings, and waits for the back-end to start them.
+    prepared: Option<NetDriver>,
     mtu: usize,
 }
 
 impl<J: Job> Running<J> {
     fn new(job: J, mtu: usize) -> PyResult<Running<J>> {
-        Ok(Running { engine: Some(Engine::new(job, Arc::<LinkCounters>::default())?), mtu })
+        Ok(Running { engine: Some(Engine::new(job, Arc::<LinkCounters>::default())?), prepared: None, mtu })
     }
 
     fn open(&self) -> PyResult<&Engine<J>> {
         self.engine.as_ref().ok_or_else(|| PyValueError::new_err("the traffic is closed"))
     }
 
-    fn attach(
-        &self,
+    fn prepare(
+        &mut self,
         py: Python<'_>,
         memory: &GuestMemory,
         features: u64,
@@ -39,11 +42,19 @@ impl<J: Job> Running<J> {
         let counters = engine.counters().clone();
         let mtu = self.mtu;
         let driver = py.detach(|| driver(memory, features, mtu, data, queues, counters))?;
-        engine.attach(driver);
+        self.prepared = Some(driver);
         Ok(())
     }
 
-    fn detach(&self, py: Python<'_>) -> PyResult<()> {
+    fn attach(&mut self) -> PyResult<()> {
+        if let Some(driver) = self.prepared.take() {
+            self.open()?.attach(driver);
+        }
+        Ok(())
+    }
+
+    fn detach(&mut self, py: Python<'_>) -> PyResult<()> {
+        self.prepared = None;
         let engine = self.open()?;
         py.detach(|| engine.detach());
         Ok(())
@@ -65,6 +76,7 @@ impl<J: Job> Running<J> {
     }
 
     fn close(&mut self, py: Python<'_>) {
+        self.prepared = None;
         let engine = self.engine.take();
         py.detach(|| drop(engine));
     }
@@ -104,8 +116,8 @@ impl TrafficSource {
         Ok(TrafficSource { running: Running::new(source, mtu)? })
     }
 
-    fn attach(
-        &self,
+    fn prepare(
+        &mut self,
         py: Python<'_>,
         memory: &GuestMemory,
         features: u64,
@@ -113,10 +125,14 @@ impl TrafficSource {
         data_end: u64,
         queues: Vec<QueueTuple>,
     ) -> PyResult<()> {
-        self.running.attach(py, memory, features, (data_addr, data_end), queues)
+        self.running.prepare(py, memory, features, (data_addr, data_end), queues)
     }
 
-    fn detach(&self, py: Python<'_>) -> PyResult<()> {
+    fn attach(&mut self) -> PyResult<()> {
+        self.running.attach()
+    }
+
+    fn detach(&mut self, py: Python<'_>) -> PyResult<()> {
         self.running.detach(py)
     }
 
@@ -164,8 +180,8 @@ impl TrafficSink {
         Ok(TrafficSink { running: Running::new(Sink::new(config), mtu)? })
     }
 
-    fn attach(
-        &self,
+    fn prepare(
+        &mut self,
         py: Python<'_>,
         memory: &GuestMemory,
         features: u64,
@@ -173,10 +189,14 @@ impl TrafficSink {
         data_end: u64,
         queues: Vec<QueueTuple>,
     ) -> PyResult<()> {
-        self.running.attach(py, memory, features, (data_addr, data_end), queues)
+        self.running.prepare(py, memory, features, (data_addr, data_end), queues)
     }
 
-    fn detach(&self, py: Python<'_>) -> PyResult<()> {
+    fn attach(&mut self) -> PyResult<()> {
+        self.running.attach()
+    }
+
+    fn detach(&mut self, py: Python<'_>) -> PyResult<()> {
         self.running.detach(py)
     }
 

@@ -82,6 +82,7 @@ fn flows_and_addresses_and_queue_pairs() {
     let config = SourceConfig { flows: 100, macs: 10, ..source_config(200, 10_000) };
     let report = run(mode, config);
     assert_eq!((report.received, report.flows, report.lost, report.corrupted), (10_000, 100, 0, 0));
+    assert_eq!(report.reordered, 0);
     assert_eq!(report.foreign, 10);
 }
 

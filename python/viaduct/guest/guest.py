@@ -84,7 +84,7 @@ class Guest:
         self._station = station
         asyncio.get_running_loop().add_reader(station.event_fd, self._take_events)
         try:
-            self._link = Link(self.path, self.options, self.name, station.attach, station.detach)
+            self._link = Link(self.path, self.options, self.name, station)
             await self._link.start(self._connect_timeout)
         except BaseException:
             await self.close()

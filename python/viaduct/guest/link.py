@@ -10,7 +10,7 @@ import asyncio
 import contextlib
 import logging
 import random
-from collections.abc import Callable
+from typing import Protocol
 
 import msgspec
 
@@ -27,8 +27,26 @@ LARGEST_MTU = 65521
 _FIRST_RETRY = 0.05
 _LAST_RETRY = 1.0
 
-Attach = Callable[[GuestMemory, int, int, int, list[tuple[int, int, int, int, int, int, int]]], None]
-"""Takes memory, features, the buffers' first address and the one behind them, and the queues."""
+
+class QueueUser(Protocol):
+    """What the queues are for: a station, a traffic source or sink of the Rust half."""
+
+    def prepare(
+        self,
+        memory: GuestMemory,
+        features: int,
+        data_addr: int,
+        data_end: int,
+        queues: list[tuple[int, int, int, int, int, int, int]],
+    ) -> None:
+        """Initializes the queues before the back-end hears of them. Raises `ValueError`."""
+
+    def attach(self) -> None:
+        """Begins to use them: the back-end has started. What is sent earlier it may throw away (vhost-user, "Ring
+        states")."""
+
+    def detach(self) -> None:
+        """Lets go of them before it returns."""
 
 
 class LinkOptions(msgspec.Struct, frozen=True, kw_only=True):
@@ -97,8 +115,8 @@ class LinkOptions(msgspec.Struct, frozen=True, kw_only=True):
 class Link:
     """A connection to a back-end that is kept up, and the queues over it."""
 
-    def __init__(self, path: str, options: LinkOptions, name: str, attach: Attach, detach: Callable[[], None]) -> None:
-        """`attach` gets the queues each time they have started; `detach` has to let go of them before it returns.
+    def __init__(self, path: str, options: LinkOptions, name: str, user: QueueUser) -> None:
+        """`user` gets the queues each time they have started, and loses them with the back-end.
 
         Raises `GuestError` for options that cannot work and `VhostUserError` for a path that cannot.
         """
@@ -106,8 +124,7 @@ class Link:
         self.options = options
         self.reconnects = 0
         """How often the back-end came back."""
-        self._attach = attach
-        self._detach = detach
+        self._user = user
         features = options.features()
         sizes = [options.queue_size] * (2 * options.queues)
         self._front_end = FrontEnd(
@@ -122,7 +139,7 @@ class Link:
             mtu=options.mtu if options.mtu != 1500 else None,
             name=name,
         )
-        self._front_end.on_layout = self._give_queues
+        self._front_end.on_layout = self._prepare
         self._up = asyncio.Event()
         self._watch: asyncio.Task[None] | None = None
 
@@ -153,7 +170,7 @@ class Link:
             raise GuestError(self._nobody(within)) from None
         except VhostUserError as error:
             raise GuestError(str(error)) from error
-        self._up.set()
+        self._begin()
         self._watch = asyncio.create_task(self._keep_up(), name=f"link {self.path}")
 
     async def wait_up(self) -> None:
@@ -174,10 +191,10 @@ class Link:
                 await self._watch
             self._watch = None
         self._up.clear()
-        self._detach()
+        self._user.detach()
         await self._front_end.close()
 
-    def _give_queues(self, queues: tuple[Queue, ...]) -> None:
+    def _prepare(self, queues: tuple[Queue, ...]) -> None:
         front = self._front_end
         memory = GuestMemory().with_region(0, front.memory_size, front.user_base, 0, front.memory_fd)
         base = front.user_base
@@ -186,9 +203,13 @@ class Link:
             for q in queues
         ]
         try:
-            self._attach(memory, front.features, front.data_addr, front.memory_size, places)
+            self._user.prepare(memory, front.features, front.data_addr, front.memory_size, places)
         except ValueError as error:
             raise GuestError(f"{self.path}: {error}") from error
+
+    def _begin(self) -> None:
+        self._user.attach()
+        self._up.set()
 
     async def _keep_up(self) -> None:
         """Connects again whenever the back-end has gone."""
@@ -196,15 +217,15 @@ class Link:
         while True:
             await self._front_end.lost.wait()
             self._up.clear()
-            self._detach()
+            self._user.detach()
             log.warning("%s: back-end lost (%s); waiting for it", self.path, self._front_end.lost_reason)
             while not self._up.is_set():
                 try:
                     await self._front_end.start()
-                    self._up.set()
+                    self._begin()
                     delay = _FIRST_RETRY
                 except (VhostUserError, GuestError, OSError) as error:
-                    self._detach()
+                    self._user.detach()
                     log.warning("%s: %s; trying again", self.path, error)
                     await asyncio.sleep(delay * random.uniform(0.8, 1.2))
                     delay = min(2 * delay, _LAST_RETRY)

@@ -95,8 +95,9 @@ class _Traffic(Generic[_Engine]):
     def __init__(self, path: str | os.PathLike[str], name: str, options: LinkOptions) -> None:
         self.path = os.fspath(path)
         self.name = name
-        self.options = options
-        options.features()
+        # Nothing here is TCP, and room for segments would only spread the buffers.
+        self.options = msgspec.structs.replace(options, segmentation=False)
+        self.options.features()
         self._engine: _Engine | None = None
         self._link: Link | None = None
         self._done = asyncio.Event()
@@ -132,7 +133,7 @@ class _Traffic(Generic[_Engine]):
         self._done.clear()
         asyncio.get_running_loop().add_reader(engine.event_fd, self._take_events)
         try:
-            self._link = Link(self.path, self.options, self.name, engine.attach, engine.detach)
+            self._link = Link(self.path, self.options, self.name, engine)
             await self._link.start(within)
         except BaseException:
             await self.close()

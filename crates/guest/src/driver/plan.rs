@@ -10,10 +10,12 @@ pub const HEADER: u32 = 12;
 const ETHERNET: u32 = 18;
 /// The longest frame that segmentation offload makes (virtio 1.2, 5.1.6.3.1).
 const LONGEST: u32 = 65550;
-/// A mergeable buffer, unless the MTU lets longer frames come as the rule.
+/// A mergeable buffer, unless longer frames come as the rule.
 const MERGEABLE: u32 = 2048;
-/// The same, when they do: 64 KiB are 16 of them.
+/// The same, when the MTU lets them come.
 const MERGEABLE_LARGE: u32 = 4096;
+/// The same, when segments come: 64 KiB take 4 of them, so that a queue of 256 holds the windows of several connections.
+const MERGEABLE_SEGMENTS: u32 = 16384;
 
 const LINE: u32 = 64;
 const PAGE: u64 = 4096;
@@ -59,8 +61,9 @@ impl BufferPlan {
         let whole = HEADER + ETHERNET + mtu as u32;
         let segments = features & features::GUEST_SEGMENTS != 0;
         let receive = match (features & features::NET_MRG_RXBUF != 0, segments) {
-            (true, _) if mtu <= 1500 => MERGEABLE,
-            (true, _) => MERGEABLE_LARGE,
+            (true, true) => MERGEABLE_SEGMENTS,
+            (true, false) if mtu <= 1500 => MERGEABLE,
+            (true, false) => MERGEABLE_LARGE,
             (false, true) => HEADER + LONGEST,
             (false, false) => whole,
         };
@@ -124,7 +127,8 @@ mod tests {
         assert_eq!(sizes(0, 1500), (1530, 1530));
         assert_eq!(sizes(0, 65521), (65551, 65551));
         assert_eq!(sizes(NET_MRG_RXBUF, 1500), (2048, 1530));
-        assert_eq!(sizes(NET_MRG_RXBUF | NET_GUEST_TSO4 | NET_HOST_TSO4, 9000), (4096, 65562));
+        assert_eq!(sizes(NET_MRG_RXBUF, 9000), (4096, 9030));
+        assert_eq!(sizes(NET_MRG_RXBUF | NET_GUEST_TSO4 | NET_HOST_TSO4, 9000), (16384, 65562));
         assert_eq!(sizes(NET_GUEST_TSO4, 1500), (65562, 1530));
     }
 

@@ -72,7 +72,8 @@ pub struct Source {
     sequences: Vec<u64>,
     /// Of each buffer of each pair: the checksum of its filling.
     fillings: Vec<Vec<Crc32c>>,
-    next_flow: usize,
+    /// Of each queue pair: the flow that comes next. Flow *n* stays on pair *n* mod their number, so it stays in order.
+    next_flow: Vec<usize>,
     next_pair: usize,
     pace: Option<Pace>,
     started: u64,
@@ -110,7 +111,7 @@ impl Source {
             flows: flows.collect(),
             sequences: vec![0; config.flows.into()],
             fillings: Vec::new(),
-            next_flow: 0,
+            next_flow: Vec::new(),
             next_pair: 0,
             pace: None,
             started: 0,
@@ -155,11 +156,12 @@ impl Source {
         let size = self.config.size as u32;
         let transmit = &mut driver.pairs[self.next_pair].transmit;
         let fillings = &self.fillings[self.next_pair];
-        let mut sent = 0;
+        let (pairs, mut sent) = (self.next_flow.len(), 0);
+        let mut next = self.next_flow[self.next_pair];
         while sent < n {
             let Some((index, span)) = transmit.take() else { break };
-            let flow = self.next_flow;
-            self.next_flow = if flow + 1 == self.flows.len() { 0 } else { flow + 1 };
+            let flow = next;
+            next = if flow + pairs < self.flows.len() { flow + pairs } else { self.next_pair };
             let sequence = self.sequences[flow];
             self.sequences[flow] = sequence + 1;
             let stamp = Stamp { flow: flow as u16, session: self.config.session, sequence, time: now };
@@ -170,6 +172,7 @@ impl Source {
             sent += 1;
         }
         transmit.publish();
+        self.next_flow[self.next_pair] = next;
         self.report.sent += sent as u64;
         self.report.bytes += (sent * self.config.size) as u64;
     }
@@ -205,6 +208,8 @@ impl Job for Source {
             }
         }
         transmit.publish();
+        // A pair without a flow stays idle.
+        self.next_flow = (0..driver.pairs.len().min(self.flows.len())).collect();
         self.next_pair = 0;
     }
 
@@ -245,7 +250,7 @@ impl Job for Source {
             self.report.full += u64::from(self.in_vain == 0);
             self.in_vain += 1;
         }
-        self.next_pair = (self.next_pair + 1) % driver.pairs.len();
+        self.next_pair = (self.next_pair + 1) % self.next_flow.len();
         if sent / 1024 != self.report.sent / 1024 || self.in_vain != 0 {
             self.discard(driver)?;
         }
