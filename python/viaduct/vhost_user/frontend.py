@@ -357,11 +357,12 @@ class FrontEnd:
             self.on_layout(tuple(queues))
         for queue in queues:
             await self.request("SET_VRING_CALL", p.VringFd(queue.index), [queue.call_fd])
-        for queue in queues:
-            await self._start_queue(queue)
+        # Enabled before they start: what a driver sends through a disabled ring is discarded ("Ring states").
         if self._has_protocol_features:
             for queue in queues:
                 await self.enable(queue.index)
+        for queue in queues:
+            await self._start_queue(queue)
         await self._add_status(Status.DRIVER_OK)
         await self.request("GET_FEATURES")  # Without REPLY_ACK, the answer says that all before it was carried out.
         self.queues = tuple(queues)
