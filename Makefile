@@ -19,14 +19,14 @@ export PIP_DISABLE_PIP_VERSION_CHECK := 1
 help: ## what there is to make
 	@echo 'Viaduct: a user-space virtual switch and hypervisor. See README.md.'
 	@echo
-	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1|\2/p' $(MAKEFILE_LIST) | awk -F'|' '{ printf "%-20s %s\n", $$1, $$2 }'
+	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1|\2/p' $(MAKEFILE_LIST) | awk -F'|' '{ printf "%-26s %s\n", $$1, $$2 }'
 	@echo
 	@echo 'After `make demo` or `make dev`, the command is $(BIN)/viaduct. `pip install .` works as well.'
 
 demo: $(STAMPS)/core ## two guests in this process talk over the switch; needs no package of the system
 	@$(BIN)/viaduct demo $(DEMO)
 
-dev: $(STAMPS)/core $(STAMPS)/tools ## the package and everything for working on it, in $(VENV)
+dev: $(STAMPS)/core $(STAMPS)/tools ## the package and everything for working on it, in .venv
 
 test: dev $(VENV)/lint.env ## every check: lint, Rust tests, Python tests, tests with QEMU, DPDK and Open vSwitch
 	@setup/debian_packages.sh

@@ -44,7 +44,7 @@ def rates(before: Statistics, after: Statistics, ports: Mapping[str, PortStatus]
         status = ports.get(port.name)
         cells = [port.name, port.link]
         cells.append(f"pid {status.peer.pid}" if status and status.peer else "-")
-        cells.append(f"{status.ring}x{status.queues}" if status and status.ring else "-")
+        cells.append(f"{status.ring} x{status.queues}" if status and status.ring else "-")
         for direction in ("received", "sent"):
             frames, carried = _difference(old, port, direction)
             cells += [count(frames / seconds), count(carried * 8 / seconds)]
