@@ -15,7 +15,9 @@ use std::time::{Duration, Instant};
 use viaduct_guest::features::{NET_MRG_RXBUF, RING_EVENT_IDX, RING_PACKED};
 use viaduct_guest::link::LinkCounters;
 use viaduct_guest::traffic::{Job, Sink, SinkConfig, Source, SourceConfig};
-use wire::{Mode, end};
+use viaduct_memory::access::copy;
+use viaduct_ring::Batch;
+use wire::{Device, Mode, end};
 
 const FRAMES: u64 = 3_000_000;
 
@@ -67,11 +69,37 @@ fn cost(features: u64, size: usize) -> (Duration, Duration) {
         let start = Instant::now();
         source.step(&mut from).expect("a good device");
         sending += start.elapsed();
-        out.carry_to(&mut back);
+        carry(&mut out, &mut back);
         let start = Instant::now();
         sink.step(&mut to).expect("a good device");
         receiving += start.elapsed();
         back.sent();
     }
     (sending, receiving)
+}
+
+/// Carries frames straight into the other device's buffers, as far as there are any.
+fn carry(from: &mut Device, to: &mut Device) {
+    let (from, to) = (&mut from.pairs[0].1.ring, &mut to.pairs[0].0.ring);
+    let (mut sent, mut room) = (Batch::with_capacity(64), Batch::with_capacity(64));
+    from.peek(&mut sent, 64).expect("a good driver");
+    to.peek(&mut room, sent.chains.len()).expect("a good driver");
+    for (chain, place) in sent.chains.iter().zip(&room.chains) {
+        let (source, target) = (sent.readable(chain)[0], room.writable(place)[0]);
+        // SAFETY: both queues keep their memories; the target is not shorter.
+        unsafe {
+            copy(target.as_ptr(), source.as_ptr(), chain.readable_len as usize);
+            // One buffer for each frame (virtio 1.2, 5.1.6.4).
+            copy(target.as_ptr().add(10), [1u8, 0].as_ptr(), 2);
+        }
+    }
+    let n = room.chains.len();
+    to.consume(&room.chains);
+    for (chain, place) in sent.chains.iter().zip(&room.chains) {
+        to.complete(place, chain.readable_len);
+    }
+    to.publish();
+    from.consume(&sent.chains[..n]);
+    from.complete_all(&sent.chains[..n]);
+    from.publish();
 }

@@ -190,7 +190,7 @@ impl ReceiveQueue {
 
     /// Copies a frame out of shared memory, in place of what `bytes` had.
     pub fn copy(&self, frame: &Frame, bytes: &mut Vec<u8>) {
-        bytes.clear();
+        // What was there is overwritten, so only growth costs zeroes.
         bytes.resize(frame.len as usize, 0);
         let mut at = 0;
         for span in std::iter::once(&frame.first).chain(self.rest(frame)) {

@@ -25,8 +25,8 @@ pub struct Mode {
     pub size: u32,
 }
 
-struct Queue {
-    ring: DeviceQueue,
+pub struct Queue {
+    pub ring: DeviceQueue,
     kick: EventFd,
     call: EventFd,
 }
@@ -34,7 +34,7 @@ struct Queue {
 /// The device side of one end.
 pub struct Device {
     /// (receive, transmit) as the driver calls them.
-    pairs: Vec<(Queue, Queue)>,
+    pub pairs: Vec<(Queue, Queue)>,
     mergeable: bool,
 }
 
@@ -144,32 +144,6 @@ impl Device {
             receive.call.write(1).expect("a call");
         }
         true
-    }
-
-    /// Carries frames of the first pair straight into the other device's buffers, as far as there are any, without
-    /// waiting and without calls.
-    pub fn carry_to(&mut self, to: &mut Device) {
-        let (from, to) = (&mut self.pairs[0].1.ring, &mut to.pairs[0].0.ring);
-        let (mut sent, mut room) = (Batch::with_capacity(64), Batch::with_capacity(64));
-        from.peek(&mut sent, 64).expect("a good driver");
-        to.peek(&mut room, sent.chains.len()).expect("a good driver");
-        for (chain, place) in sent.chains.iter().zip(&room.chains) {
-            let (source, target) = (sent.readable(chain)[0], room.writable(place)[0]);
-            // SAFETY: both queues keep their memories; the target is not shorter.
-            unsafe {
-                viaduct_memory::access::copy(target.as_ptr(), source.as_ptr(), chain.readable_len as usize);
-                viaduct_memory::access::copy(target.as_ptr().add(10), [1u8, 0].as_ptr(), 2);
-            }
-        }
-        let n = room.chains.len();
-        to.consume(&room.chains);
-        for (chain, place) in sent.chains.iter().zip(&room.chains) {
-            to.complete(place, chain.readable_len);
-        }
-        to.publish();
-        from.consume(&sent.chains[..n]);
-        from.complete_all(&sent.chains[..n]);
-        from.publish();
     }
 
     /// Asks for kicks; `true` if there is something to do already.
