@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import os
 import pty
@@ -11,6 +12,9 @@ import subprocess
 from pathlib import Path
 
 import pytest
+
+from viaduct.guest import Guest
+from viaduct.switch.control_client import ControlClient
 
 from .running import PATIENCE, PROGRAM, daemon, plain, viaduct, wait_until
 
@@ -97,6 +101,36 @@ def test_hang_up_reads_the_configuration_again(tmp_path: Path) -> None:
         assert f"{file}:3: ports.c.kind: unknown kind of port 'nul'; did you mean 'null'?" in switch.output()
         assert len(json.loads(switch.ask("port", "list", "--json").stdout)) == 3
         assert switch.stop() == 0
+
+
+def test_ports_that_come_and_go_leave_nothing(tmp_path: Path) -> None:
+    """File descriptors, mappings and threads of the switch are as many as before; guests that hang up included."""
+    with daemon(tmp_path, "--port", "hole=null") as switch, ControlClient(switch.control) as client:
+        process = Path(f"/proc/{switch.process.pid}")
+
+        def held() -> tuple[int, int, int]:
+            mappings = [line for line in (process / "maps").read_text().splitlines() if "memfd" in line]
+            return len(list((process / "fd").iterdir())), len(list((process / "task").iterdir())), len(mappings)
+
+        async def use(path: Path) -> None:
+            async with Guest(path, ip="10.0.0.1/24"):
+                pass
+
+        def come_and_go() -> None:
+            for name in ("a", "b"):
+                path = tmp_path / f"{name}.sock"
+                client.call("port.add", name=name, port={"kind": "vhost-user", "path": str(path), "queues": 2})
+                asyncio.run(use(path))
+            client.call("port.add", name="r", port={"kind": "pcap", "out": str(tmp_path / "r.pcap")})
+            for name in ("a", "b", "r"):
+                client.call("port.del", name=name)
+
+        come_and_go()
+        before = held()
+        for _ in range(10):
+            come_and_go()
+        wait_until(lambda: held() <= before, f"as few as before, {before}")
+        assert held() == before
 
 
 def test_events_are_followed(tmp_path: Path) -> None:

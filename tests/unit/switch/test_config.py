@@ -217,6 +217,16 @@ def test_toml_error_says_file_line_key_and_nearest(
     assert problem in str(refused.value)
 
 
+def test_the_example_is_valid() -> None:
+    example = Path(__file__).parents[3] / "contrib" / "net.toml"
+    config = load_config(example)
+    assert set(config.ports) == {"vm1", "vm2", "record"}
+    commented = example.read_text().replace("\n#\n# [ports.up]", "\n[ports.up]")
+    for key in ("kind", "ifname", "queues", "trunk"):
+        commented = commented.replace(f"\n# {key} =", f"\n{key} =")
+    assert parse_config(commented).ports["up"] == TapPort(ifname="tap0", queues=2, trunk="10-20+30")
+
+
 def test_toml_file_that_cannot_be_read(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"missing\.toml: cannot be read: No such file"):
         load_config(tmp_path / "missing.toml")
