@@ -7,7 +7,7 @@
  *   transfer send HOST PORT MIB FLOWS          MIB mebibytes of TCP in FLOWS connections at once; status 0 if all arrived right
  *   transfer echo HOST PORT COUNT SIZE         COUNT datagrams of SIZE bytes, one after the other, each compared when it returns
  *   transfer sniff INTERFACE MILLISECONDS      what the driver hands to the kernel: frames, longest, and those whose virtio-net
- *                                              header still asks for a checksum or for segmentation
+ *                                              header still asks for a checksum or for segmentation; SIGTERM ends it early
  */
 #define _GNU_SOURCE
 #include <arpa/inet.h>
@@ -226,6 +226,14 @@ static int echo(const char *host, int port, int count, size_t size)
 	return 0;
 }
 
+static volatile sig_atomic_t enough;
+
+static void stop_sniffing(int signal)
+{
+	(void)signal;
+	enough = 1;
+}
+
 static int sniff(const char *interface, int milliseconds)
 {
 	static uint8_t frame[70000];
@@ -237,6 +245,7 @@ static int sniff(const char *interface, int milliseconds)
 	if (fd < 0 || setsockopt(fd, SOL_PACKET, PACKET_VNET_HDR, &one, sizeof one) < 0 || bind(fd, (void *)&at, sizeof at) < 0)
 		fail("packet socket");
 	setsockopt(fd, SOL_SOCKET, SO_RCVBUFFORCE, &size, sizeof size);
+	signal(SIGTERM, stop_sniffing);
 	puts("sniffing");
 	fflush(stdout);
 	clock_gettime(CLOCK_MONOTONIC, &end);
@@ -248,8 +257,10 @@ static int sniff(const char *interface, int milliseconds)
 		socklen_t length = sizeof from;
 		clock_gettime(CLOCK_MONOTONIC, &now);
 		long left = (end.tv_sec - now.tv_sec) * 1000 + (end.tv_nsec - now.tv_nsec) / 1000000;
-		if (left <= 0 || poll(&ready, 1, left) <= 0)
+		if (enough || left <= 0)
 			break;
+		if (poll(&ready, 1, left < 100 ? left : 100) <= 0)
+			continue;
 		ssize_t n = recvfrom(fd, frame, sizeof frame, 0, (void *)&from, &length);
 		if (n < (ssize_t)sizeof(struct virtio_net_hdr) || from.sll_pkttype == PACKET_OUTGOING)
 			continue;
