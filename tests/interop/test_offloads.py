@@ -1,8 +1,8 @@
 """Guests that agreed to different offloads: what the receiver did not accept, the switch completes in software.
 
-One end of each link has all offloads, the other lacks some. What reaches a receiver is looked at behind its driver: a frame
-must ask for nothing that the receiver did not accept, and be no longer than the MTU if segmentation was not. The receiving
-kernel then verifies all checksums itself.
+One end of each link has all offloads, the other lacks some. What reaches a receiver is looked at behind its driver: a
+frame must ask for nothing that the receiver did not accept, and be no longer than the MTU if segmentation was not. The
+receiving kernel then verifies all checksums itself.
 """
 
 from __future__ import annotations
@@ -61,8 +61,8 @@ LACKS = (
     Lack(("guest_tso4", "guest_ecn"), packed=False, mergeable=True),
     Lack(NO_CHECKSUM, packed=False, mergeable=False, mtu=9000),
 )
-links = pytest.mark.parametrize("link", range(len(LACKS)), ids=["nothing-split", "nothing-packed", "no-segments", "no-tso6",
-                                                                "no-tso4", "no-checksum-mtu9000"])  # fmt: skip
+NAMES = ("nothing-split", "nothing-packed", "no-segments", "no-tso6", "no-tso4", "no-checksum-mtu9000")
+links = pytest.mark.parametrize("link", range(len(LACKS)), ids=NAMES)
 
 
 @dataclass

@@ -16,7 +16,10 @@ FIRST_VLAN = 100  # links are told apart as VLANs, from this identifier on
 
 
 class ViaductSwitch:
-    """`viaduct switch` with the given ports; `others` are further --port arguments, such as "t=tap:tap0"."""
+    """`viaduct switch` with the given ports; `others` are further --port arguments, such as "t=tap:tap0".
+
+    `launcher`: a command that runs the switch, such as one that enters a network namespace first.
+    """
 
     def __init__(
         self,
@@ -24,20 +27,20 @@ class ViaductSwitch:
         ports: Sequence[PortSpec] = (),
         others: Sequence[str] = (),
         name: str = "viaduct",
-        isolate: bool = True,
+        launcher: Sequence[str] = (),
     ) -> None:
         self.directory = directory
         self.ports = ports
         self.others = others
         self.name = name
-        self.isolate = isolate
+        self.launcher = launcher
         self.control = directory / f"{name}.control"
         self.process: PeerProcess | None = None
         self.program = require(str(Path(sys.executable).parent / "viaduct"), "make, then run the tests in its .venv")
 
     def start(self) -> None:
         """Start the switch; its sockets exist when it returns."""
-        command = [self.program, "switch", "--control", str(self.control)]
+        command = [*self.launcher, self.program, "switch", "--control", str(self.control)]
         for port in self.ports:
             command += ["--port", self._argument(port)]
         for argument in self.others:
@@ -58,7 +61,7 @@ class ViaductSwitch:
             options.append(f"queues={port.queue_pairs}")
         if port.mtu is not None:
             options.append(f"mtu={port.mtu}")
-        if self.isolate and len({other.link for other in self.ports}) > 1:
+        if len({other.link for other in self.ports}) > 1:
             options.append(f"vlan={FIRST_VLAN + port.link}")
         return f"{port.name}={','.join(options)}"
 
