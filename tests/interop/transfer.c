@@ -25,8 +25,10 @@
 #include <sys/wait.h>
 #include <time.h>
 #include <unistd.h>
+#include <linux/ethtool.h>
 #include <linux/if_ether.h>
 #include <linux/if_packet.h>
+#include <linux/sockios.h>
 #include <linux/virtio_net.h>
 
 enum { CHUNK = 256 * 1024 };                    /* a multiple of 8: words never straddle two chunks */
@@ -245,6 +247,12 @@ static int sniff(const char *interface, int milliseconds)
 	if (fd < 0 || setsockopt(fd, SOL_PACKET, PACKET_VNET_HDR, &one, sizeof one) < 0 || bind(fd, (void *)&at, sizeof at) < 0)
 		fail("packet socket");
 	setsockopt(fd, SOL_SOCKET, SO_RCVBUFFORCE, &size, sizeof size);
+	/* The kernel itself would join segments again before we see them (generic receive offload). */
+	struct ethtool_value off = { .cmd = ETHTOOL_SGRO };
+	struct ifreq request = { .ifr_data = (void *)&off };
+	strncpy(request.ifr_name, interface, sizeof request.ifr_name - 1);
+	if (ioctl(fd, SIOCETHTOOL, &request) < 0)
+		fail("ETHTOOL_SGRO");
 	signal(SIGTERM, stop_sniffing);
 	puts("sniffing");
 	fflush(stdout);
