@@ -120,7 +120,7 @@ class Machine:
         self.accelerator = accelerator
 
     def _arguments(self, accelerator: str) -> list[str]:
-        # Without KVM, QEMU 7.2 to 9.0 crash when a driver starts a vhost-user device whose MSI-X interrupts are on.
+        # Without KVM, QEMU 7.2 crashes when a driver starts a vhost-user network device that has MSI-X interrupts.
         vectors = ",vectors=0" if accelerator == "tcg" else ""
         return [
             "-name", self.name, "-nodefaults", "-no-user-config", "-display", "none",
