@@ -60,8 +60,9 @@ impl Checker {
             if self.first_mismatch.is_none() {
                 self.expected.resize(piece.len(), 0);
                 fill(self.seed, self.seen, &mut self.expected);
-                if let Some(at) = piece.iter().zip(&self.expected).position(|(a, b)| a != b) {
-                    self.first_mismatch = Some(self.seen + at as u64);
+                if piece != self.expected {
+                    let at = piece.iter().zip(&self.expected).position(|(a, b)| a != b);
+                    self.first_mismatch = at.map(|at| self.seen + at as u64);
                 }
             }
             self.seen += piece.len() as u64;

@@ -141,8 +141,8 @@ pub struct Slot<'a> {
 
 impl TxToken for Slot<'_> {
     fn consume<R, F: FnOnce(&mut [u8]) -> R>(self, len: usize, f: F) -> R {
+        // smoltcp writes every byte, so what was there need not be cleared.
         let frame = &mut self.outgoing.frame;
-        frame.clear();
         frame.resize(len, 0);
         let result = f(frame);
         let fragment = more_fragments(frame);
