@@ -59,6 +59,11 @@ impl StackDevice {
         self.link.as_deref_mut()
     }
 
+    /// Whether TCP packets may be longer than the MTU.
+    pub fn segmentation(&self) -> bool {
+        self.capabilities.segmentation && self.capabilities.checksum
+    }
+
     /// Whether smoltcp has fragments of a packet left to send.
     ///
     /// It keeps one such packet, forgets it for the next one, and when asked to send begins with the fragment that is due.
@@ -114,7 +119,7 @@ impl Device for StackDevice {
         let transport = if self.capabilities.checksum { Checksum::None } else { Checksum::Tx };
         caps.checksum.tcp = transport;
         caps.checksum.udp = transport;
-        if self.capabilities.segmentation && self.capabilities.checksum {
+        if self.segmentation() {
             // An IPv4 packet can be 65535 bytes long. Over IPv6 smoltcp 0.14 drops what exceeds the MTU, so that stays
             // off.
             caps.segmentation.tcpv4 = std::num::NonZeroUsize::new(usize::from(u16::MAX) + ETHERNET);

@@ -55,9 +55,10 @@ pub const MAX_ADDRESSES: usize = 7;
 /// Largest MTU: a frame is at most 65535 bytes with its Ethernet header.
 pub const MAX_MTU: usize = 65521;
 
-/// Bytes of a TCP socket's buffers, each way: the window. Several 64 KiB segments, and fewer packets of 1500 bytes than a
-/// queue of 256 holds.
-pub const TCP_BUFFER: usize = 1 << 18;
+/// Bytes of a TCP socket's buffers, each way: the window. Fewer packets of 1500 bytes than a queue of 256 holds.
+const TCP_BUFFER: usize = 1 << 18;
+/// The same when segments of 64 KiB come, which fill a queue far less.
+const TCP_BUFFER_SEGMENTS: usize = 1 << 19;
 /// Datagrams that wait in a socket.
 const DATAGRAMS: usize = 256;
 /// Bytes of these.
@@ -188,7 +189,8 @@ impl Stack {
 
     /// A TCP socket, not connected.
     pub fn tcp(&mut self) -> SocketHandle {
-        let buffer = || tcp::SocketBuffer::new(vec![0; TCP_BUFFER]);
+        let size = if self.device.segmentation() { TCP_BUFFER_SEGMENTS } else { TCP_BUFFER };
+        let buffer = || tcp::SocketBuffer::new(vec![0; size]);
         let mut socket = tcp::Socket::new(buffer(), buffer());
         socket.set_congestion_control(tcp::CongestionControl::Cubic);
         // Throughput tests write large blocks; holding the last short segment back would only delay their end.
