@@ -19,9 +19,15 @@ def _arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m bench", description=__doc__)
     parser.add_argument("--quick", action="store_true", help="fewer cells and rounds: under three minutes")
     parser.add_argument("--report", action="store_true", help="measure nothing: tables and plots from the last results")
+    parser.add_argument(
+        "--resume", action="store_true", help="go on with the last run: cells that found the cores apart"
+    )
+    parser.add_argument("--minutes", type=float, help="how long to try again where the cores were apart")
     parser.add_argument("--backends", default=None, help=f"some of {','.join(suite.BACK_ENDS)}; all peers and Viaduct")
     parser.add_argument("--mode", action="append", help="only this ring mode (may be repeated)")
-    parser.add_argument("--part", action="append", help="only this part: modes, stations, latency, adaptive or ports")
+    parser.add_argument(
+        "--part", action="append", help="only this part: modes, stations, latency, adaptive, ports or pages"
+    )
     parser.add_argument("--verbose", action="store_true", help="print each round")
     return parser.parse_args()
 
@@ -42,6 +48,8 @@ def _publish(results: Report) -> None:
 
 def _measure(arguments: argparse.Namespace) -> Report:
     plan = suite.QUICK if arguments.quick else suite.FULL
+    if arguments.minutes is not None:
+        plan = msgspec.structs.replace(plan, budget=arguments.minutes * 60)
     cells = tuple(
         cell
         for cell in plan.cells
@@ -58,6 +66,8 @@ def _measure(arguments: argparse.Namespace) -> Report:
         if arguments.verbose or not line.startswith(tuple(names)):
             print(line, file=sys.stderr, flush=True)
 
+    if arguments.resume:
+        return suite.resume(plan, report.load(plan.name), say)
     # A selection gets a file of its own: it must not replace the results of a whole run.
     plan = msgspec.structs.replace(plan, cells=cells, name="selection" if selected else plan.name)
     return suite.run(plan, names, say)

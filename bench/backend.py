@@ -26,6 +26,8 @@ class BackEnd(ABC):
     title: ClassVar[str]
     hugepages_mb: ClassVar[int]
     ports: ClassVar[int] = 2
+    guest_hugepages: ClassVar[bool] = True
+    """Whether the guests' memory (the generator's, that is) lies in hugepages."""
 
     def __init__(self, directory: Path, cpu: int) -> None:
         self.directory = directory

@@ -133,9 +133,14 @@ def take_slot(contender: Contender, load: Load, seconds: float, probe: Placement
 Round = dict[str, Slot]
 
 
+def near(slots: Round) -> bool:
+    """Whether the cores shared a cache throughout a round."""
+    return all(slot.placement == "near" for slot in slots.values())
+
+
 def good(slots: Round) -> bool:
     """Whether a round was near and undisturbed throughout: what the headline figures are made of."""
-    return all(slot.placement == "near" and not slot.disturbed for slot in slots.values())
+    return near(slots) and not any(slot.disturbed for slot in slots.values())
 
 
 def compare(
@@ -146,15 +151,21 @@ def compare(
     rounds: int,
     seconds: float,
     patience: int = 2,
+    streak: int = 4,
     progress: Callable[[str], None] = lambda _: None,
 ) -> list[Round]:
-    """Rounds of all contenders under one load: until `rounds` of them are good, at most `patience` times as many."""
+    """Rounds of all contenders under one load: until `rounds` of them are good, at most `patience` times as many.
+
+    Gives up when none of the last `streak` rounds was near: the cores have been moved apart, try another time.
+    """
     for contender in contenders:  # a first slot for caches, tables and branch predictors; it does not count
         slot = take_slot(contender, load, seconds / 2, probe)
         if slot.lost >= slot.sent:
             raise ProgramError(f"{contender.name} delivers nothing of {slot.sent} frames sent")
     done: list[Round] = []
     while sum(map(good, done)) < rounds and len(done) < rounds * patience:
+        if len(done) >= streak and not any(map(near, done[-streak:])):
+            break
         done.append({contender.name: take_slot(contender, load, seconds, probe) for contender in contenders})
         latest = done[-1]
         progress("  ".join(f"{name} {s.cycles:.0f} cycles {s.rate / 1e6:.2f} Mpps" for name, s in latest.items()))

@@ -9,7 +9,7 @@ from pathlib import Path
 import msgspec
 
 from bench.footprint import Footprint
-from bench.generator import Load
+from bench.generator import RING_MODES, Load
 from bench.interleave import Round
 
 RESULTS = Path(__file__).parent / "results"
@@ -30,7 +30,10 @@ class Cell(msgspec.Struct, frozen=True):
     part: str
     mode: str
     load: Load
-    rounds: list[Round]
+    rounds: list[Round] = []
+
+    def __str__(self) -> str:
+        return f"{self.part}: {RING_MODES[self.mode].title}, {self.load.words()}"
 
 
 class Report(msgspec.Struct):

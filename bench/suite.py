@@ -9,16 +9,16 @@ from pathlib import Path
 
 import msgspec
 
-from bench import footprint, hugepages, report, viaduct
+from bench import footprint, hugepages, report, summary, viaduct
 from bench.backend import BackEnd
 from bench.generator import MEMORY_MB, PORTS_MAX, RING_MODES, Generator, Load
-from bench.interleave import Contender, compare
+from bench.interleave import Contender, compare, near
 from bench.ovs import Ovs
 from bench.placement import PlacementProbe
 from bench.process import ProgramError
 from bench.report import Cell, Report
 from bench.testpmd import Testpmd
-from bench.viaduct import AdaptiveViaduct, CrowdedViaduct, OtherViaduct, Viaduct
+from bench.viaduct import AdaptiveViaduct, CrowdedViaduct, OtherViaduct, SmallPagesViaduct, Viaduct
 
 BACK_ENDS: dict[str, type[BackEnd]] = {
     kind.name: kind for kind in (Testpmd, Ovs, Viaduct, AdaptiveViaduct, OtherViaduct)
@@ -28,6 +28,7 @@ DEFAULT_BACK_ENDS = ("testpmd", "ovs", "viaduct")
 VARIANTS: dict[str, tuple[type[BackEnd], ...]] = {
     "adaptive": (Viaduct, AdaptiveViaduct),
     "ports": (AdaptiveViaduct, CrowdedViaduct),
+    "pages": (Viaduct, SmallPagesViaduct),
 }
 """Parts in which our switch is compared with itself."""
 
@@ -36,7 +37,8 @@ _OPTIONS = {"ovs": ("other-config:mac-table-size=65536",)}
 
 
 class Plan(msgspec.Struct, frozen=True):
-    """One suite. `slot` in seconds; `starts` is how often the time to the first packet is taken."""
+    """One suite. `slot` in seconds; `starts` is how often the time to the first packet is taken. Cells that found the
+    cores apart are tried again while less than `budget` seconds have passed."""
 
     name: str
     cells: tuple[tuple[str, str, Load], ...]
@@ -44,6 +46,7 @@ class Plan(msgspec.Struct, frozen=True):
     slot: float
     starts: int
     idle_seconds: float
+    budget: float
 
 
 def _latency(rate: float) -> Load:
@@ -63,11 +66,13 @@ FULL = Plan(
         *(("latency", "split", _latency(rate)) for rate in (1e5, 1e6, 3e6)),
         *(("adaptive", mode, Load(both=both)) for mode in ("split", "packed") for both in (False, True)),
         ("ports", "split", Load(both=True)),
+        *(("pages", "split", Load(size=size)) for size in (64, 1500)),
     ),
-    rounds=10,
+    rounds=8,
     slot=0.3,
     starts=5,
     idle_seconds=4,
+    budget=15 * 60,
 )
 
 QUICK = Plan(
@@ -84,6 +89,7 @@ QUICK = Plan(
     slot=0.25,
     starts=1,
     idle_seconds=1.5,
+    budget=100,
 )
 
 
@@ -103,43 +109,69 @@ def _start(kinds: Sequence[type[BackEnd]], mode: str, pair: tuple[int, int], sta
         backend = stack.enter_context(kind(Path(directory), pair[0]))
         backend.start(_OPTIONS.get(kind.name, ()))
         backend.settle()
-        generator = stack.enter_context(Generator(backend.sockets[:PORTS_MAX], RING_MODES[mode], pair[1]))
+        sockets, rings, huge = backend.sockets, RING_MODES[mode], kind.guest_hugepages
+        generator = stack.enter_context(Generator(sockets[:PORTS_MAX], rings, pair[1], hugepages=huge))
         generator.ready()
         for first in range(PORTS_MAX, kind.ports, PORTS_MAX):  # connected and silent
-            more = backend.sockets[first : first + PORTS_MAX]
-            stack.enter_context(Generator(more, RING_MODES[mode], pair[1])).ready()
+            stack.enter_context(Generator(sockets[first : first + PORTS_MAX], rings, pair[1])).ready()
         generator.wait_for_traffic()
         backend.pause()
         contenders.append(Contender(backend, generator))
     return contenders
 
 
-def _run_cells(plan: Plan, kinds: Sequence[type[BackEnd]], results: Report, say: Callable[[str], None]) -> None:
-    pair = cpus()
-    with ExitStack() as whole:
-        probe = PlacementProbe(pair)
-        whole.callback(probe.stop)
-        stack = whole.enter_context(ExitStack())
+def _complete(cell: Cell) -> bool:
+    return sum(map(near, cell.rounds)) >= summary.FEWEST
+
+
+def _measure(plan: Plan, kinds: Sequence[type[BackEnd]], results: Report, say: Callable[[str], None]) -> None:
+    """Every cell once, and again those that lack near rounds, as long as there is time."""
+    deadline = time.monotonic() + plan.budget
+    with ExitStack() as stack:
+        probe = PlacementProbe(cpus())
+        stack.callback(probe.stop)
+        waiting = [cell for cell in results.cells if not _complete(cell)]
+        while waiting:
+            _one_pass(plan, kinds, waiting, probe, results, say)
+            waiting = [cell for cell in waiting if not _complete(cell)]
+            if time.monotonic() > deadline:
+                break
+
+
+def _one_pass(
+    plan: Plan,
+    kinds: Sequence[type[BackEnd]],
+    cells: Sequence[Cell],
+    probe: PlacementProbe,
+    results: Report,
+    say: Callable[[str], None],
+) -> None:
+    """Each cell once; back-ends stay alive from one cell to the next where they can."""
+    with ExitStack() as stack:
         running: tuple[str, Sequence[type[BackEnd]]] | None = None
         contenders: list[Contender] = []
-        for part, mode, load in plan.cells:
-            wanted = (mode, VARIANTS.get(part, kinds))
-            if part in VARIANTS and Viaduct not in kinds:
-                continue
-            say(f"{part}: {RING_MODES[mode].title}, {load.words()}")
+        for cell in cells:
+            wanted = (cell.mode, VARIANTS.get(cell.part, kinds))
+            say(str(cell))
             try:
                 if running != wanted:
                     stack.close()
                     running = None
-                    contenders = _start(wanted[1], mode, pair, stack)
+                    contenders = _start(wanted[1], cell.mode, cpus(), stack)
                     running = wanted
-                rounds = compare(contenders, load, probe, rounds=plan.rounds, seconds=plan.slot, progress=say)
-                results.cells.append(Cell(part, mode, load, rounds))
+                rounds = compare(contenders, cell.load, probe, rounds=plan.rounds, seconds=plan.slot, progress=say)
+                cell.rounds.extend(rounds)
             except ProgramError as error:
-                results.failures.append(f"{part}, {mode}, {load.words()}: {error}")
+                results.failures.append(f"{cell}: {error}")
                 say(f"failed: {error}")
                 stack.close()
                 running = None
+
+
+def _hugepages(kinds: Sequence[type[BackEnd]]) -> int:
+    """Megabytes that the peers and the generators need at the same time."""
+    largest: list[type[BackEnd]] = [*kinds, CrowdedViaduct]
+    return sum(kind.hugepages_mb + MEMORY_MB * -(-kind.ports // PORTS_MAX) for kind in largest)
 
 
 def run(plan: Plan, names: Sequence[str], say: Callable[[str], None]) -> Report:
@@ -152,11 +184,10 @@ def run(plan: Plan, names: Sequence[str], say: Callable[[str], None]) -> Report:
         seconds=0,
         machine=report.machine(viaduct.command()),
         titles={kind.name: kind.title for kind in kinds},
+        cells=[Cell(*cell) for cell in plan.cells if cell[0] not in VARIANTS or Viaduct in kinds],
     )
-    largest: list[type[BackEnd]] = [*kinds, CrowdedViaduct]
-    needed = sum(kind.hugepages_mb + MEMORY_MB * -(-kind.ports // PORTS_MAX) for kind in largest)
-    with hugepages.reserved(needed):
-        _run_cells(plan, kinds, results, say)
+    with hugepages.reserved(_hugepages(kinds)):
+        _measure(plan, kinds, results, say)
         for kind in kinds:
             # What a user runs: the switch with its own choice of polling.
             chosen = AdaptiveViaduct if kind is Viaduct else kind
@@ -168,4 +199,16 @@ def run(plan: Plan, names: Sequence[str], say: Callable[[str], None]) -> Report:
                 results.failures.append(f"footprint of {kind.name}: {error}")
                 say(f"failed: {error}")
     results.seconds = round(time.time() - begin, 1)
+    return results
+
+
+def resume(plan: Plan, results: Report, say: Callable[[str], None]) -> Report:
+    """Go on with a run that ended before all its cells had near rounds."""
+    begin = time.time()
+    kinds = [BACK_ENDS[name] for name in results.titles]
+    done = {(cell.part, cell.mode, cell.load) for cell in results.cells}
+    results.cells += [Cell(*cell) for cell in plan.cells if cell not in done]
+    with hugepages.reserved(_hugepages(kinds)):
+        _measure(plan, kinds, results, say)
+    results.seconds = round(results.seconds + time.time() - begin, 1)
     return results

@@ -105,6 +105,14 @@ class CrowdedViaduct(AdaptiveViaduct):
     ports = 64
 
 
+class SmallPagesViaduct(Viaduct):
+    """With guests whose memory lies in ordinary pages of 4 KB: no hugepage anywhere."""
+
+    name = "viaduct-small-pages"
+    title = "Viaduct, guests in 4 KB pages"
+    guest_hugepages = False
+
+
 class OtherViaduct(Viaduct):
     """Another build of our switch, side by side with this one: what has a change gained?
 
