@@ -1,6 +1,7 @@
 """The command line of the benchmark: `python -m bench [--quick]` measures, `python -m bench --report` only redraws."""
 
 import argparse
+import signal
 import sys
 from pathlib import Path
 
@@ -73,8 +74,14 @@ def _measure(arguments: argparse.Namespace) -> Report:
     return suite.run(plan, names, say)
 
 
+def _end(*_: object) -> None:
+    """SIGTERM: leave as after ^C, so that back-ends are ended and hugepages given back."""
+    raise KeyboardInterrupt
+
+
 def main() -> int:
     arguments = _arguments()
+    signal.signal(signal.SIGTERM, _end)
     try:
         if arguments.report:
             results = report.load("quick" if arguments.quick else "full")
@@ -82,6 +89,9 @@ def main() -> int:
             results = _measure(arguments)
             results.save()
         _publish(results)
+    except KeyboardInterrupt:
+        print("bench: interrupted; `--resume` goes on from what is saved", file=sys.stderr)
+        return 130
     except (ProgramError, BuildError, HugepageError, FileNotFoundError) as error:
         print(f"bench: {error}", file=sys.stderr)
         return 1

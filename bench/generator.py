@@ -51,8 +51,7 @@ class Load(msgspec.Struct, frozen=True):
     until_first: bool = False
 
     def words(self) -> str:
-        settings = msgspec.to_builtins(self)
-        return " ".join(f"{key}={int(value) if isinstance(value, bool) else value}" for key, value in settings.items())
+        return " ".join(f"{key}={float(value):.12g}" for key, value in msgspec.to_builtins(self).items())
 
 
 class Sample(msgspec.Struct, frozen=True):

@@ -37,6 +37,7 @@ def _bars(
     axes.spines[["top", "right"]].set_visible(False)
     axes.grid(axis="y", linewidth=0.4)
     axes.set_axisbelow(True)
+    axes.margins(y=0.15)  # room for the legend
 
 
 def _save(figure: Any, name: str) -> list[Path]:

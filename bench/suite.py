@@ -161,6 +161,7 @@ def _one_pass(
                     running = wanted
                 rounds = compare(contenders, cell.load, probe, rounds=plan.rounds, seconds=plan.slot, progress=say)
                 cell.rounds.extend(rounds)
+                results.save()
             except ProgramError as error:
                 results.failures.append(f"{cell}: {error}")
                 say(f"failed: {error}")
