@@ -57,7 +57,7 @@ def _direction(cell: Cell) -> str:
 
 def modes(report: Report) -> list[Path]:
     """Cycles per packet and packets per second of the smallest frames, by ring mode and direction."""
-    cells = [cell for cell in report.cells if cell.part == "modes" and cell.load.size == 64]
+    cells = [cell for cell in report.cells if cell.rounds and cell.part == "modes" and cell.load.size == 64]
     if not cells:
         return []
     labels = [f"{RING_MODES[c.mode].title.replace(', ', chr(10))}\n{_direction(c)}" for c in cells]
@@ -73,7 +73,7 @@ def modes(report: Report) -> list[Path]:
 
 def sizes(report: Report) -> list[Path]:
     """Cycles per packet by frame size."""
-    cells = [cell for cell in report.cells if cell.part == "modes" and not cell.load.both]
+    cells = [cell for cell in report.cells if cell.rounds and cell.part == "modes" and not cell.load.both]
     if len({cell.load.size for cell in cells}) < 2:
         return []
     labels = [f"{RING_MODES[c.mode].title.replace(', ', chr(10))}\n{c.load.size} B" for c in cells]
@@ -87,7 +87,7 @@ def sizes(report: Report) -> list[Path]:
 
 def stations(report: Report) -> list[Path]:
     """Cycles per packet over the number of source addresses."""
-    cells = [cell for cell in report.cells if cell.part == "stations"]
+    cells = [cell for cell in report.cells if cell.rounds and cell.part == "stations"]
     if not cells:
         return []
     figure, axes = plt.subplots(figsize=(6, 4))
@@ -109,7 +109,7 @@ def stations(report: Report) -> list[Path]:
 
 def latency(report: Report) -> list[Path]:
     """The distribution of latency at each rate: medians over the rounds of each percentile."""
-    cells = [cell for cell in report.cells if cell.part == "latency"]
+    cells = [cell for cell in report.cells if cell.rounds and cell.part == "latency"]
     if not cells:
         return []
     figure, panels = plt.subplots(1, len(cells), figsize=(4 * len(cells), 4), sharey=True, squeeze=False)

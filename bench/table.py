@@ -67,7 +67,7 @@ def throughput(report: Report, part: str, size: int | None = None) -> list[str]:
         ]
     )
     for cell in report.cells:
-        if cell.part != part or (size is not None and cell.load.size != size):
+        if not cell.rounds or cell.part != part or (size is not None and cell.load.size != size):
             continue
         basis, rounds = summary.choose(cell.rounds)
         mark = {"near, undisturbed": "", "near": "*", "far": "**", "all": "***"}[basis]
@@ -115,7 +115,7 @@ def latency(report: Report) -> list[str]:
     """Percentiles of latency by rate and back-end: medians over the rounds."""
     lines = _head(["latency p50 / p99, us", *report.titles.values(), "rounds"])
     for cell in report.cells:
-        if cell.part != "latency":
+        if not cell.rounds or cell.part != "latency":
             continue
         _, rounds = summary.choose(cell.rounds)
         words = []
@@ -174,7 +174,7 @@ def _provenance(report: Report) -> Iterator[str]:
         f"turns within the same second; medians of rounds in which both cores shared a cache and nobody else ran, "
         f"ratios within a round with 10th and 90th percentile."
     )
-    if any(summary.choose(cell.rounds)[0] != "near, undisturbed" for cell in report.cells):
+    if any(summary.choose(cell.rounds)[0] != "near, undisturbed" for cell in report.cells if cell.rounds):
         yield ""
         yield (
             "\\* other programs ran meanwhile; \\*\\* the cores shared no cache at any time, \\*\\*\\* or not always: "
