@@ -130,7 +130,8 @@ def _measure(plan: Plan, kinds: Sequence[type[BackEnd]], results: Report, say: C
     with ExitStack() as stack:
         probe = PlacementProbe(cpus())
         stack.callback(probe.stop)
-        waiting = [cell for cell in results.cells if not _complete(cell)]
+        planned = {(part, mode, load) for part, mode, load in plan.cells}
+        waiting = [c for c in results.cells if (c.part, c.mode, c.load) in planned and not _complete(c)]
         while waiting:
             _one_pass(plan, kinds, waiting, probe, results, say)
             waiting = [cell for cell in waiting if not _complete(cell)]

@@ -171,8 +171,8 @@ def _provenance(report: Report) -> Iterator[str]:
         f"Measured {report.date} by `make bench{'' if report.suite == 'full' else '-' + report.suite}` in "
         f"{report.seconds / 60:.0f} minutes on {report.machine.cpus} x {report.machine.processor}, "
         f"Linux {report.machine.kernel}; {versions}. One core forwards, one generates and receives; back-ends take "
-        f"turns within the same second; medians of rounds in which both cores shared a cache and nobody else ran, "
-        f"ratios within a round with 10th and 90th percentile."
+        f"turns within the same second; medians, ratios within a round with 10th and 90th percentile, of rounds in "
+        f"which both cores shared a cache and nobody else ran, unless marked."
     )
     if any(summary.choose(cell.rounds)[0] != "near, undisturbed" for cell in report.cells if cell.rounds):
         yield ""
