@@ -15,13 +15,13 @@ import os
 import time
 from collections import deque
 from collections.abc import AsyncGenerator, Callable, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import asynccontextmanager, contextmanager, suppress
 from types import TracebackType
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import msgspec
 
-from .config import ConfigError, PortConfig, SwitchConfig
+from .config import ConfigError, PortConfig, SwitchConfig, VhostUserPort
 from .config_change import AddPort, ChangePort, RemovePort, SetOption, changes
 from .port_text import parse_port
 from .ports import Port, make_port
@@ -41,6 +41,7 @@ if TYPE_CHECKING:
 
     from viaduct._core import Queue
     from viaduct._core import Switch as DataPath
+    from viaduct.guest import Guest
 
 AGE_EPOCHS = 14
 """An address is forgotten when it was not seen for so many epochs of the data path."""
@@ -145,6 +146,31 @@ class Switch:
     async def remove_port(self, name: str) -> None:
         """Remove a port. Raises ConfigError if there is none of that name."""
         await self.apply(self._config.without_port(name))
+
+    @asynccontextmanager
+    async def guest(self, name: str, **options: Any) -> AsyncGenerator[Guest]:
+        """A guest in this process, on a port of its own: ``async with switch.guest("eve", ip="10.0.0.1/24") as eve``.
+
+        `options` are those of `viaduct.guest.Guest`. Port and guest go when the block is left.
+
+        Raises:
+            ConfigError: the name is taken.
+            GuestError: the options make no sense.
+        """
+        from tempfile import TemporaryDirectory
+
+        from viaduct.guest import Guest
+
+        with TemporaryDirectory(prefix="viaduct-") as directory:
+            path = os.path.join(directory, "guest.sock")
+            guest = Guest(path, name=name, **options)
+            await self.add_port(name, VhostUserPort(path=path, queues=guest.options.queues))
+            try:
+                async with guest:
+                    yield guest
+            finally:
+                with suppress(ConfigError):  # somebody may have removed the port
+                    await self.remove_port(name)
 
     def ports(self) -> tuple[PortStatus, ...]:
         """Every port as it is now."""

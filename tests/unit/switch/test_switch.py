@@ -241,6 +241,18 @@ async def test_addresses_are_forgotten_in_time(tmp_path: Path) -> None:
         await until(lambda: switch.macs() == ())
 
 
+async def test_guests_in_this_process_are_ports_too() -> None:
+    async with Switch() as switch:
+        async with (
+            switch.guest("alice", ip="10.0.0.1/24") as alice,
+            switch.guest("bob", ip="10.0.0.2/24", queues=2, ring="packed"),
+        ):
+            assert [(port.name, port.link) for port in switch.ports()] == [("alice", "up"), ("bob", "up")]
+            answer = await alice.ping("10.0.0.2", count=3, interval=0.01)
+            assert (answer.sent, answer.received) == (3, 3)
+        assert switch.ports() == ()
+
+
 def resources() -> tuple[int, int, int]:
     """File descriptors, threads and mapped files of this process."""
     maps = Path("/proc/self/maps").read_text().splitlines()
