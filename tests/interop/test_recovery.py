@@ -16,6 +16,7 @@ from interop.back_end import BackEnd, PortSpec
 from interop.guest_image import GuestImage
 from interop.peer_process import wait_until
 from interop.qemu import Guest, Nic
+from interop.viaduct_switch import ViaductSwitch
 
 LAYOUTS = ("split", "packed")
 
@@ -132,6 +133,23 @@ def test_driver_unbound_and_bound(site: Site, side: str, link: int) -> None:
     other.run("killall ping")
     guest.configure(link, f"10.0.{link}.{host}/24")
     site.check_all()
+
+
+def test_comings_and_goings_leak_nothing(site: Site, viaduct_only: None) -> None:
+    assert isinstance(site.back_end, ViaductSwitch)
+    site.check_all()
+    before = site.back_end.resources()
+    for guest in site.guests:
+        for link in range(len(LAYOUTS)):
+            guest.bind_driver(guest.unbind_driver(link))
+        guest.reset()
+        site.configure(guest)
+    site.connecting.kill()
+    site.connecting.start()
+    site.connecting.wait_ready()
+    site.configure(site.connecting)
+    site.check_all()
+    assert site.back_end.resources() == before
 
 
 @pytest.mark.parametrize("end", ["stopped", "killed"])

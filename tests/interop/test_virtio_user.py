@@ -9,7 +9,8 @@ checker's end.
 from __future__ import annotations
 
 import subprocess
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -91,47 +92,41 @@ def frame_checker(module_directory: Path) -> Path:
     return program
 
 
+def station(directory: Path, port: PortSpec, path: RingPath, jumbo: bool = False, queue_pairs: int = 1) -> Testpmd:
+    """A testpmd that returns all frames, its driver on `path`; it listens if the back-end is a client at this port."""
+    options = [*OPTIONS, *(JUMBO_OPTIONS if jumbo else ()), f"--rxq={queue_pairs}", f"--txq={queue_pairs}"]
+    device = path.device(port.socket, STATION, port.client, queue_pairs)
+    return Testpmd("station", directory, [device], "macswap", [*EAL, *LOG], options)
+
+
 def exchange(
     checker: Path,
     directory: Path,
-    back_end: BackEnd,
-    ports: Sequence[PortSpec],
+    port: PortSpec,
     path: RingPath,
-    checker_path: RingPath,
-    queue_pairs: int = 1,
+    returns: Testpmd,
+    other: RingPath,
+    jumbo: bool = False,
 ) -> None:
-    """Send FRAMES frames from the checker to testpmd and back; all must return, and testpmd must be on `path`."""
-    checker_port, station_port = ports
-    jumbo = path.mergeable and checker_path.mergeable
-    options = [*OPTIONS, *(JUMBO_OPTIONS if jumbo else ()), f"--rxq={queue_pairs}", f"--txq={queue_pairs}"]
-    device = path.device(station_port.socket, STATION, station_port.client, queue_pairs)
-    station = Testpmd("station", directory, [device], "macswap", [*EAL, *LOG], options)
+    """Send FRAMES frames from the checker, its driver on `path`, to a station on the path `other`; all must return."""
     # A frame may take five buffers of the receive ring. Without in-order, the packed driver of DPDK 22.11 forgets a
     # descriptor's buffer id after chains of several ring entries (9 segments and more), so none are made there.
     window = RING // 5 if jumbo else RING * 3 // 4
-    segments = 6 if any(p.layout == "packed" and not p.in_order for p in (path, checker_path)) else 30
+    segments = 6 if any(p.layout == "packed" and not p.in_order for p in (path, other)) else 30
     words = (STATION, FRAMES, JUMBO if jumbo else 1514, window, segments)
-    device = checker_path.device(checker_port.socket, CHECKER, checker_port.client)
-    runtime = {"RUNTIME_DIRECTORY": str(directory)}
+    device = path.device(port.socket, CHECKER, port.client)
     command: list[str | Path] = [checker, *eal_arguments(), "--file-prefix=checker", *EAL, "--vdev", device, "--"]
     command += map(str, words)
-    back_end.start()
-    try:
-        station.start()
-        station.ask("stop")
-        with PeerProcess("checker", command, directory / "checker.log", runtime) as process:
-            process.wait_for_output("window sent")
-            station.ask("start")
-            process.wait_for_output("RESULT:", seconds=120)
-            assert f"RESULT: {FRAMES} sent, {FRAMES} back, all right" in process.output()
-            process.wait_for(lambda: not process.running(), "its end")
-            assert process.process.returncode == 0
-        assert path.log in station.running_process().output()
-        station.stop()
-        back_end.stop()
-    finally:
-        station.kill()
-        back_end.kill()
+    log = directory / "checker.log"
+    log.unlink(missing_ok=True)
+    returns.ask("stop")
+    with PeerProcess("checker", command, log, {"RUNTIME_DIRECTORY": str(directory)}) as process:
+        process.wait_for_output("window sent")
+        returns.ask("start")
+        process.wait_for_output("RESULT:", seconds=120)
+        assert f"RESULT: {FRAMES} sent, {FRAMES} back, all right" in process.output()
+        process.wait_for(lambda: not process.running(), "its end")
+        assert process.process.returncode == 0
 
 
 @pytest.mark.parametrize("number", range(len(PATHS)), ids=lambda number: str(PATHS[number]))
@@ -145,12 +140,13 @@ def test_every_frame_returns_unchanged(
     if path.vectorized and CPU_FLAGS - set(Path("/proc/cpuinfo").read_text().split()):
         pytest.skip("the driver's vectorized packed path needs AVX-512, which this CPU does not have")
     # Now and then the driver listens and the back-end connects.
-    client = number % 3 == 2
-    ports = [
-        PortSpec("checker", directory / "checker.sock"),
-        PortSpec("station", directory / "station.sock", client=client),
-    ]
-    exchange(frame_checker, directory, make_back_end(directory, ports), ports, path, checker_path)
+    here = PortSpec("checker", directory / "checker.sock")
+    there = PortSpec("station", directory / "station.sock", client=number % 3 == 2)
+    jumbo = path.mergeable and checker_path.mergeable
+    returns = station(directory, there, path, jumbo)
+    with running(make_back_end(directory, [here, there]), returns):
+        exchange(frame_checker, directory, here, checker_path, returns, path, jumbo)
+        assert path.log in returns.running_process().output()
 
 
 @pytest.mark.parametrize("path", [PATHS[0], PATHS[6]], ids=str)
@@ -161,8 +157,43 @@ def test_two_queue_pairs(
     make_back_end: Callable[[Path, Sequence[PortSpec]], BackEnd],
     viaduct_only: None,
 ) -> None:
-    ports = [
-        PortSpec("checker", directory / "checker.sock"),
-        PortSpec("station", directory / "station.sock", queue_pairs=2),
-    ]
-    exchange(frame_checker, directory, make_back_end(directory, ports), ports, path, PATHS[0], queue_pairs=2)
+    here = PortSpec("checker", directory / "checker.sock")
+    there = PortSpec("station", directory / "station.sock", queue_pairs=2)
+    returns = station(directory, there, path, jumbo=True, queue_pairs=2)
+    with running(make_back_end(directory, [here, there]), returns):
+        exchange(frame_checker, directory, here, PATHS[0], returns, path, jumbo=True)
+
+
+@pytest.mark.parametrize("path", [PATHS[0], PATHS[4], PATHS[5], PATHS[8]], ids=str)
+def test_listening_driver_outlives_the_back_end(
+    path: RingPath,
+    frame_checker: Path,
+    directory: Path,
+    make_back_end: Callable[[Path, Sequence[PortSpec]], BackEnd],
+) -> None:
+    """Frames pass before the back-end is killed and after it was started again; testpmd stays."""
+    here = PortSpec("checker", directory / "checker.sock")
+    there = PortSpec("station", directory / "station.sock", client=True)
+    returns = station(directory, there, path)
+    back_end = make_back_end(directory, [here, there])
+    with running(back_end, returns):
+        exchange(frame_checker, directory, here, PATHS[0], returns, path)
+        back_end.kill()
+        returns.wait_link(up=False)
+        back_end.start()
+        returns.wait_link()
+        exchange(frame_checker, directory, here, PATHS[0], returns, path)
+
+
+@contextmanager
+def running(back_end: BackEnd, returns: Testpmd) -> Iterator[None]:
+    """Both, from start to end."""
+    try:
+        back_end.start()
+        returns.start()
+        yield
+        returns.stop()
+        back_end.stop()
+    finally:
+        returns.kill()
+        back_end.kill()

@@ -103,9 +103,13 @@ class Testpmd:
         answer = self.ask(f"show port stats {port}")
         return {name: int(value) for name, value in re.findall(r"([RT]X-\w+): +(\d+)", answer)}
 
-    def wait_link(self, port: int = 0) -> None:
-        """Wait until a port's link is up: a front-end or back-end is at the other end."""
-        wait_until(lambda: "Link status: up" in self.ask(f"show port info {port}"), f"{self.name}: link of port {port}")
+    def wait_link(self, port: int = 0, up: bool = True) -> None:
+        """Wait until a port's link is up, a front-end or back-end is at the other end, or until it is down."""
+        state = "up" if up else "down"
+        wait_until(
+            lambda: f"Link status: {state}" in self.ask(f"show port info {port}"),
+            f"{self.name}: link of port {port} is {state}",
+        )
 
     def stop(self) -> None:
         """End it as its own `quit` does."""
@@ -143,6 +147,8 @@ class TestpmdBackEnd(Testpmd):
 
     def start(self) -> None:
         """Start it; its sockets exist when it returns."""
+        for path in self.sockets:
+            path.unlink(missing_ok=True)  # testpmd does not replace what a killed one left
         super().start()
         process = self.running_process()
         process.wait_for(lambda: all(path.exists() for path in self.sockets), "its sockets")

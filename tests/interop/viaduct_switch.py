@@ -83,6 +83,15 @@ class ViaductSwitch:
         """What `viaduct stats --json` says."""
         return json.loads(self.ask("stats", "--json"))
 
+    def resources(self) -> dict[str, int]:
+        """How many file descriptors, threads and mappings of guests' memory the switch has."""
+        process = Path("/proc", str(self.running_process().pid))
+        return {
+            "file descriptors": len(list((process / "fd").iterdir())),
+            "threads": len(list((process / "task").iterdir())),
+            "mappings": (process / "maps").read_text().count("memfd:"),
+        }
+
     def stop(self) -> None:
         """End the switch with SIGTERM.
 
