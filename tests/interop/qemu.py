@@ -7,7 +7,6 @@ driver. `Guest.run` runs a shell script in the guest and returns its output; the
 from __future__ import annotations
 
 import base64
-import contextlib
 import itertools
 import json
 import re
@@ -26,7 +25,6 @@ from interop.peer_process import PATIENCE, TAIL, PeerError, PeerProcess, require
 KERNEL_ARGUMENTS = (
     "console=ttyS0 quiet panic=0 nokaslr mitigations=off tsc=reliable no_timer_check random.trust_cpu=on rdinit=/init"
 )
-SILENCE = 3.0  # seconds after which the guest's serial port is woken
 DRIVER = "/sys/bus/virtio/drivers/virtio_net"
 
 
@@ -178,13 +176,8 @@ class Guest:
     def _line(self, end: float, what: str) -> str:
         while b"\n" not in self._received:
             left = end - time.monotonic()
-            if left <= 0:
+            if left <= 0 or not select.select([self._agent], [], [], left)[0]:
                 raise PeerError(f"{self.name}: no answer in time to\n{what}\n{self.evidence()}")
-            if not select.select([self._agent], [], [], min(left, SILENCE))[0]:
-                # The emulated port now and then loses an interrupt, and the answer waits for the next one.
-                with contextlib.suppress(BrokenPipeError):
-                    self._agent.sendall(b"\n")
-                continue
             data = self._agent.recv(65536)
             if not data:
                 raise PeerError(f"{self.name}: QEMU ended during\n{what}\n{self.evidence()}")
