@@ -117,12 +117,14 @@ struct Spin {
     now: u64,
     least: u64,
     most: u64,
+    /// A sleep shorter than this cost more than waiting would have.
+    worth: u64,
 }
 
 impl Spin {
     fn new(polling: Polling) -> Spin {
-        let (least, most) = (clock::in_ticks(Duration::from_micros(3)), clock::in_ticks(Duration::from_micros(100)));
-        Spin { polling, now: most, least, most }
+        let ticks = |microseconds| clock::in_ticks(Duration::from_micros(microseconds));
+        Spin { polling, now: ticks(50), least: ticks(2), most: ticks(50), worth: ticks(15) }
     }
 
     /// Whether an input that has been idle for `idle` ticks is to be armed.
@@ -136,7 +138,7 @@ impl Spin {
 
     /// Learns from a sleep of `slept` ticks that a frame ended: it was either worth waiting for or not.
     fn learn(&mut self, slept: u64) {
-        self.now = if slept < self.most { (self.now * 2).min(self.most) } else { (self.now / 2).max(self.least) };
+        self.now = if slept < self.worth { (self.now * 2).min(self.most) } else { (self.now / 2).max(self.least) };
     }
 }
 
