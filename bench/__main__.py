@@ -67,11 +67,13 @@ def _measure(arguments: argparse.Namespace) -> Report:
         if arguments.verbose or not line.startswith(tuple(names)):
             print(line, file=sys.stderr, flush=True)
 
+    chosen = msgspec.structs.replace(plan, cells=cells)
     if arguments.resume:
-        return suite.resume(plan, report.load(plan.name), say)
+        return suite.resume(chosen, report.load(plan.name), say)
     # A selection gets a file of its own: it must not replace the results of a whole run.
-    plan = msgspec.structs.replace(plan, cells=cells, name="selection" if selected else plan.name)
-    return suite.run(plan, names, say)
+    if selected:
+        chosen = msgspec.structs.replace(chosen, name="selection")
+    return suite.run(chosen, names, say)
 
 
 def _end(*_: object) -> None:
