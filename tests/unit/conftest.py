@@ -1,4 +1,4 @@
-"""What the tests of commands need of the process that runs them."""
+"""What tests that run commands need of the process that runs them."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import signal
 import pytest
 
 
-@pytest.fixture(autouse=True, scope="package")
+@pytest.fixture(autouse=True, scope="session")
 def interruptible() -> None:
     """Commands are to end by SIGINT, but a test run in the background of a shell ignores it, and so would they."""
     if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
