@@ -91,7 +91,7 @@ $(STAMPS)/maturin: $(BIN)/python pyproject.toml
 	@$(BIN)/pip install --quiet "$$(sed -n 's/^requires = \["\(.*\)"\]/\1/p' pyproject.toml)"
 	@touch $@
 
-$(VENV)/rust.env: setup/rust.sh $(STAMPS)/maturin
+$(VENV)/rust.env: setup/rust.sh | $(STAMPS)/maturin
 	@setup/rust.sh $(VENV) >$@.new && mv $@.new $@
 
 $(STAMPS)/core: $(RUST_SOURCES) $(VENV)/rust.env $(STAMPS)/maturin
