@@ -538,3 +538,22 @@ fn chains_completed_before_they_are_consumed_leave_their_room() {
         assert_eq!(rig.device.peek(&mut batch, 8), Ok(0));
     }
 }
+
+#[test]
+fn a_split_queue_goes_by_its_used_ring_where_the_base_cannot_be_right() {
+    for (base, used, offered, next) in [
+        (0u16, 20_000u16, 20_100u16, 20_000u16), // a base that nobody kept up
+        (20_050, 20_000, 20_100, 20_050),        // outstanding chains
+        (20_101, 20_000, 20_100, 20_000),        // more than was offered
+        (3, 65_530, 10, 3),
+        (65_535, 3, 10, 3),
+        (0, 0, 8, 0),
+    ] {
+        let config = QueueConfig { base: base.into(), ..config(Layout::Split, 256) };
+        let rig = Rig::new(&config);
+        rig.put(config.device_addr + 2, used.to_le_bytes());
+        rig.put(config.driver_addr + 2, offered.to_le_bytes());
+        let device = DeviceQueue::new(rig.memory.clone(), &config).unwrap();
+        assert_eq!(device.base(), u32::from(next), "base {base}, used {used}, offered {offered}");
+    }
+}

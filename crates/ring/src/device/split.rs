@@ -48,7 +48,12 @@ impl Split {
         // stands, and the two differ when chains are outstanding (vhost-user, "Inflight I/O tracking").
         // SAFETY: `parts` lie in memory that the queue keeps alive.
         let used = unsafe { load_u16(parts.device.cast::<u16>().add(1), Ordering::Acquire) };
-        let next = config.base as u16;
+        // SAFETY: as before.
+        let offered = unsafe { load_u16(parts.driver.cast::<u16>().add(1), Ordering::Acquire) };
+        let base = config.base as u16;
+        // What was taken lies between what was used and what was made available. A base that does not is that of a new
+        // queue, which DPDK's listening driver gives whoever connects again: then the used ring says how far we were.
+        let next = if base.wrapping_sub(used) <= offered.wrapping_sub(used) { base } else { used };
         Split {
             parts,
             size: config.size as u16,
