@@ -242,10 +242,13 @@ impl VhostOutput {
         while room < need {
             if self.next + buffers >= self.ready.chains.len() {
                 let before = self.ready.chains.len() - self.next;
-                self.look(before + 1);
+                // Twice as many, so that tiny buffers are not read again for each of them.
+                self.look((2 * before).max(1));
                 if self.ready.chains.len() - self.next <= before {
                     return if before >= self.ring.queue.config().size as usize { Put::TooBig } else { Put::Full };
                 }
+                // All were read anew, and a driver may have made them smaller than they were when they were counted.
+                (buffers, room) = (0, 0);
             }
             room += self.ready.chains[self.next + buffers].writable_len as usize;
             buffers += 1;

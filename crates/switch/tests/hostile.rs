@@ -66,6 +66,30 @@ fn buffers_of_the_wrong_direction_break_the_queue() {
 }
 
 #[test]
+fn buffers_that_shrink_while_they_are_looked_at_again_hurt_nobody() {
+    let switch = switch(1);
+    let mut a = Station::plug(&switch, Options::default());
+    let mut b = Station::plug(&switch, Options::default());
+    let mut bad = Station::plug(&switch, Options { buffers: 0, ..Options::default() });
+    for buffer in 0..3 {
+        bad.receive.add(&[], &[(0x100000, 1500)], buffer).expect("a legal chain");
+    }
+    bad.receive.publish();
+    // Fills two buffers; the third has been looked at.
+    check_honest(&mut a, &mut b, 0);
+    bad.receive.add(&[], &[(0x100000, 12)], 3).expect("a legal chain");
+    for descriptor in 0..4u64 {
+        bad.write(16 * descriptor + 8, &12u32.to_le_bytes());
+    }
+    bad.receive.publish();
+    // Fits into 1500 + 12 bytes and not into twice 12.
+    let sent = frame(BROADCAST, mac(1), 1500, 1);
+    a.send(&sent);
+    b.expect(&sent);
+    check_honest(&mut a, &mut b, 2);
+}
+
+#[test]
 fn memory_whose_file_is_truncated_takes_its_port_down_only() {
     let switch = switch(1);
     let mut a = Station::plug(&switch, Options::default());
