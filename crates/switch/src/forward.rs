@@ -343,13 +343,13 @@ impl Forwarder {
         let counters = &slot.counters;
         let left = match &mut state.output {
             Output::Vhost(sink) => {
-                if !sink.is_enabled() {
-                    counters.drop_frames(DropReason::LinkDown, u64::from(group.count_ones()));
-                    return group;
-                }
-                let left = self.put_all(&mut **sink, receiver, counters, group);
+                let left = if sink.is_enabled() { self.put_all(&mut **sink, receiver, counters, group) } else { group };
+                // Also what was found before, when the buffers were fetched.
                 if let Some(error) = sink.take_error() {
                     self.broken.push((receiver.number, queue, error));
+                }
+                if !sink.is_enabled() {
+                    counters.drop_frames(DropReason::LinkDown, u64::from(left.count_ones()));
                     return group;
                 }
                 left

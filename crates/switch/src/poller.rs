@@ -270,11 +270,14 @@ impl Poller {
                     self.events.push(Event { port: port.number, queue, message: message.to_owned() });
                 }
             }
-            for slot in &port.outputs {
+            for (queue, slot) in port.outputs.iter().enumerate() {
                 if let Output::Vhost(output) = &mut slot.state.lock().output
                     && output.memory().faulted()
                 {
                     output.break_with(message);
+                    if let Some(message) = output.take_error() {
+                        self.events.push(Event { port: port.number, queue: 2 * queue as u16, message });
+                    }
                 }
             }
         }

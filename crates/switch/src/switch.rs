@@ -410,7 +410,11 @@ impl Switch {
         with_header.extend_from_slice(frame);
         let fabric = self.fabric.read();
         let port = fabric.port(number).ok_or(SwitchError::NoPort(number))?;
-        crate::forward::Forwarder::new().announce(&fabric, port, &mut with_header);
+        let mut forwarder = crate::forward::Forwarder::new();
+        forwarder.announce(&fabric, port, &mut with_header);
+        for (port, queue, message) in forwarder.broken {
+            self.events.push(Event { port, queue: 2 * queue, message });
+        }
         Ok(())
     }
 

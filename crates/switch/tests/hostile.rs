@@ -90,6 +90,47 @@ fn buffers_that_shrink_while_they_are_looked_at_again_hurt_nobody() {
 }
 
 #[test]
+fn a_broken_receive_queue_is_reported_in_a_steady_flow_too() {
+    let switch = switch(1);
+    let mut a = Station::plug(&switch, Options::default());
+    let mut bad = Station::plug(&switch, Options { buffers: 0, ..Options::default() });
+    bad.send(&frame(BROADCAST, mac(9), 60, 0));
+    a.receive().expect("the announcement");
+    bad.receive.add(&[], &[(0x100000, 2000)], 0).expect("a legal chain");
+    bad.receive.publish();
+    // The second time its buffers are fetched before the frame is looked at.
+    a.send(&frame(mac(9), mac(1), 60, 0));
+    a.reclaim();
+    bad.receive.add(&[(0x100000, 100)], &[], 0).expect("a legal chain");
+    bad.receive.publish();
+    a.send(&frame(mac(9), mac(1), 60, 1));
+    let event = next_event(&switch);
+    assert_eq!((event.port, event.queue), (bad.port, 0));
+}
+
+#[test]
+fn truncated_memory_of_a_receive_queue_alone_is_reported() {
+    let switch = switch(1);
+    let mut a = Station::plug(&switch, Options::default());
+    let file = tempfile(station::MEMORY);
+    let spec = RegionSpec { guest_addr: 0, size: station::MEMORY, user_addr: 0, mmap_offset: 0 };
+    let memory = GuestMemory::new().with_region(spec, file.as_fd().try_clone_to_owned().expect("a descriptor"));
+    let bad = Station::plug(&switch, Options::default());
+    for index in 0..2 {
+        switch.stop_queue(bad.port, index).expect("the port is there");
+    }
+    let queue = DeviceQueue::new(memory.expect("a legal region"), &station::config(&Options::default(), 0));
+    let queue = queue.expect("a legal queue");
+    let start = VhostQueue { queue, kick: None, call: None, enabled: true, header_len: 12, mergeable: true };
+    switch.start_queue(bad.port, 0, start).expect("the port is there");
+    file.set_len(0).expect("it can be truncated");
+    a.send(&frame(BROADCAST, mac(1), 60, 0));
+    let event = next_event(&switch);
+    assert_eq!((event.port, event.queue), (bad.port, 0));
+    assert!(event.message.contains("shorter"), "{}", event.message);
+}
+
+#[test]
 fn memory_whose_file_is_truncated_takes_its_port_down_only() {
     let switch = switch(1);
     let mut a = Station::plug(&switch, Options::default());
