@@ -284,7 +284,9 @@ impl Poller {
     }
 }
 
+/// None if the input is not there, or broken: then its ring is not to be touched, and nothing will ever be taken from it.
 fn with_input<R>(fabric: &Fabric, source: SourceId, act: impl FnOnce(&mut Input) -> R) -> Option<R> {
     let slot = fabric.port(source.port)?.inputs.get(usize::from(source.queue))?;
-    Some(act(&mut slot.state.lock().input))
+    let state = &mut *slot.state.lock();
+    (!state.broken).then(|| act(&mut state.input))
 }

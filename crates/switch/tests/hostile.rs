@@ -131,6 +131,21 @@ fn truncated_memory_of_a_receive_queue_alone_is_reported() {
 }
 
 #[test]
+fn a_broken_queue_is_not_polled_however_often_it_kicks() {
+    let switch = switch(1);
+    let mut bad = Station::plug(&switch, Options::default());
+    bad.transmit.add(&[(station::MEMORY - 10, 100)], &[], 0).expect("the driver does not check");
+    bad.transmit.publish();
+    bad.kick();
+    next_event(&switch);
+    for _ in 0..5 {
+        let sleeps = switch.poller_stats()[0].sleeps;
+        bad.kick();
+        until(|| (switch.poller_stats()[0].sleeps > sleeps).then_some(()));
+    }
+}
+
+#[test]
 fn memory_whose_file_is_truncated_takes_its_port_down_only() {
     let switch = switch(1);
     let mut a = Station::plug(&switch, Options::default());
