@@ -131,8 +131,13 @@ impl Forwarder {
             }
         };
         if !state.input.is_enabled() {
-            slot.counters.drop_frames(DropReason::QueueDisabled, count as u64);
-            state.input.release(&self.batch, count);
+            // Frames that overtook a waiting one have been delivered.
+            let undone = (u64::MAX >> (BATCH - count)) & !state.done;
+            slot.counters.drop_frames(DropReason::QueueDisabled, u64::from(undone.count_ones()));
+            if state.input.release(&self.batch, count) {
+                slot.counters.notifications.add(1);
+            }
+            state.released(count);
             return Progress::Moved(count);
         }
         self.warm_up(fabric, state.last_route, count);
@@ -147,8 +152,7 @@ impl Forwarder {
         if state.input.release(&self.batch, finished) {
             slot.counters.notifications.add(1);
         }
-        state.done = state.done.checked_shr(finished as u32).unwrap_or(0);
-        state.counted = state.counted.checked_shr(finished as u32).unwrap_or(0);
+        state.released(finished);
         Progress::Moved(finished)
     }
 
@@ -451,4 +455,106 @@ fn is_reserved_group(destination: u64) -> bool {
 /// The memory of `buffer` as a span, for frames that are built here.
 pub(crate) fn span_of(buffer: &mut [u8]) -> Option<Span> {
     Some(Span::new(std::ptr::NonNull::new(buffer.as_mut_ptr())?, u32::try_from(buffer.len()).ok()?))
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Arc;
+
+    use parking_lot::Mutex;
+    use viaduct_memory::{GuestMemory, RegionCache};
+    use viaduct_ring::{DeviceQueue, DriverQueue, Layout, QueueConfig};
+
+    use super::*;
+    use crate::frame::Offloads;
+    use crate::mac_table::MacTable;
+    use crate::null::Null;
+    use crate::port::{InputQueue, OutputState};
+    use crate::vhost::{VhostInput, VhostOutput, VhostQueue};
+    use crate::vlan::VlanMode;
+
+    fn queue() -> (GuestMemory, DriverQueue, VhostQueue) {
+        let memory = GuestMemory::allocate(1 << 20).expect("memory");
+        let config = QueueConfig {
+            layout: Layout::Split,
+            size: 16,
+            descriptor_addr: 0,
+            driver_addr: 0x1000,
+            device_addr: 0x2000,
+            base: 0,
+            event_idx: false,
+            indirect: false,
+            in_order: false,
+        };
+        let queue = DeviceQueue::new(memory.clone(), &config).expect("a legal queue");
+        let driver = DriverQueue::new(memory.clone(), &config).expect("a legal queue");
+        let queue = VhostQueue { queue, kick: None, call: None, enabled: true, header_len: 12, mergeable: true };
+        (memory, driver, queue)
+    }
+
+    fn port(number: u16, input: Input, output: Output) -> Option<Box<Port>> {
+        let input = Mutex::new(InputState { input, ..InputState::default() });
+        let output = Mutex::new(OutputState { output, full_since: 0 });
+        Some(Box::new(Port {
+            name: String::new(),
+            number,
+            vlan: VlanMode::All,
+            max_frame: u32::MAX,
+            accepts: Offloads::NONE,
+            inputs: vec![InputQueue { state: input, ..InputQueue::default() }],
+            outputs: vec![OutputQueue { state: output, ..OutputQueue::default() }],
+            live: vec![0],
+            capture: None,
+        }))
+    }
+
+    #[test]
+    fn a_queue_disabled_while_a_frame_waits_starts_afresh() {
+        let (memory, mut driver, sender) = queue();
+        let (_, _, full) = queue();
+        let macs = Arc::new(MacTable::new());
+        let mut fabric = Fabric::new(1, macs.clone());
+        fabric.ports = vec![
+            port(0, Input::Vhost(Box::new(VhostInput::new(sender))), Output::Down),
+            port(1, Input::Stopped, Output::Vhost(Box::new(VhostOutput::new(full)))),
+            port(2, Input::Stopped, Output::Null(Null)),
+        ];
+        let address = |station: u8| [2, 0, 0, 0, 0, station];
+        for station in [1, 2] {
+            let [a, b, c, d, e, f] = address(station);
+            macs.learn(macs.key(u64::from_le_bytes([a, b, c, d, e, f, 0, 0]), 0), station.into());
+        }
+        let mut send = |station: u8| {
+            let frame = [&[0; 12][..], &address(station), &address(9), &[0; 48]].concat();
+            let at = 0x10000 + 0x100 * u64::from(station);
+            let span = memory.translate(&mut RegionCache::default(), at, frame.len() as u32).expect("in memory");
+            // SAFETY: `memory` is alive.
+            unsafe { span.write(0, &frame) };
+            assert!(driver.add(&[(at, frame.len() as u32)], &[], 0).expect("a legal chain"));
+            driver.publish();
+        };
+        let mut forwarder = Forwarder::new();
+        forwarder.patience = u64::MAX;
+        let source = SourceId { port: 0, queue: 0 };
+        let enable = |fabric: &Fabric, enabled| {
+            if let Input::Vhost(input) = &mut fabric.port(0).expect("there").inputs[0].state.lock().input {
+                input.set_enabled(enabled);
+            }
+        };
+        let swallowed = |fabric: &Fabric| fabric.port(2).expect("there").outputs[0].counters.frames.get();
+
+        send(1);
+        send(2);
+        assert_eq!(forwarder.forward(&fabric, source), Progress::Waiting);
+        assert_eq!(swallowed(&fabric), 1, "the second overtakes the first");
+        enable(&fabric, false);
+        assert_eq!(forwarder.forward(&fabric, source), Progress::Moved(2));
+        let dropped = &fabric.port(0).expect("there").inputs[0].counters.drops[DropReason::QueueDisabled as usize];
+        assert_eq!(dropped.get(), 1, "one of them was delivered");
+        enable(&fabric, true);
+        send(2);
+        send(2);
+        assert_eq!(forwarder.forward(&fabric, source), Progress::Moved(2));
+        assert_eq!(swallowed(&fabric), 3);
+    }
 }

@@ -122,6 +122,15 @@ pub(crate) struct InputState {
     pub broken: bool,
 }
 
+impl InputState {
+    /// The `count` oldest frames went back to the sender.
+    #[inline(always)]
+    pub fn released(&mut self, count: usize) {
+        self.done = self.done.checked_shr(count as u32).unwrap_or(0);
+        self.counted = self.counted.checked_shr(count as u32).unwrap_or(0);
+    }
+}
+
 /// As above, with what can be read without the lock.
 #[derive(Debug, Default)]
 pub(crate) struct InputQueue {
