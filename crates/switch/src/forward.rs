@@ -439,7 +439,7 @@ fn put_unusual<S: Sink>(
         }
         return put;
     }
-    if frame.is_gso() { sink.put(outgoing) } else { Put::TooBig }
+    if frame.is_gso() || frame.untagged_len() <= receiver.max_frame { sink.put(outgoing) } else { Put::TooBig }
 }
 
 fn output_of(fabric: &Fabric, route: u32) -> Option<&OutputQueue> {

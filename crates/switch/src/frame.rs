@@ -203,6 +203,12 @@ impl Frame {
         self.net & 0xff00 != 0
     }
 
+    /// Length without a tag.
+    #[inline(always)]
+    pub fn untagged_len(&self) -> u32 {
+        if self.tagged { self.len - TAG } else { self.len }
+    }
+
     /// A hash of the flow: addresses of Ethernet and IP, and ports. Spreads flows over a receiver's queues.
     pub fn flow_hash(&self, spans: &[Span]) -> u32 {
         let mut hash = self.head[0] ^ (self.head[1] & 0xffff_ffff).rotate_left(32);

@@ -102,6 +102,19 @@ fn offsets_move_with_the_tag() {
 }
 
 #[test]
+fn a_tag_does_not_count_towards_the_longest_frame() {
+    let switch = switch(1);
+    let mut a = plug(&switch, VlanMode::All);
+    let mut b = Station::plug(&switch, Options { max_frame: 1514, ..Options::default() });
+    let sent = frame(BROADCAST, mac(1), 1514, 0);
+    a.send(&tagged(&sent, 10));
+    b.expect(&tagged(&sent, 10));
+    a.send(&tagged(&frame(BROADCAST, mac(1), 1515, 0), 10));
+    a.reclaim();
+    assert_eq!(stats(&switch, b.port).sent[0].drops[DropReason::TooBig as usize], 1);
+}
+
+#[test]
 fn a_port_changes_its_vlan_under_traffic() {
     let switch = switch(1);
     let mut a = plug(&switch, VlanMode::Access(10));
