@@ -130,7 +130,9 @@ impl Frame {
         let needs_csum = header.flags & net_header::NEEDS_CSUM != 0;
         if needs_csum {
             let end = u32::from(header.csum_start) + u32::from(header.csum_offset) + 2;
-            if u32::from(header.csum_start) < ETHERNET_HEADER || end > self.len {
+            // Behind the tag too: it may be removed, and then the start would lie inside the Ethernet header.
+            let least = if self.tagged { ETHERNET_HEADER + TAG } else { ETHERNET_HEADER };
+            if u32::from(header.csum_start) < least || end > self.len {
                 return Err(DropReason::BadHeader);
             }
         } else {

@@ -115,6 +115,22 @@ fn a_tag_does_not_count_towards_the_longest_frame() {
 }
 
 #[test]
+fn no_checksum_begins_inside_a_tag() {
+    use viaduct_switch::net_header::NetHeader;
+    let switch = switch(1);
+    let mut all = plug(&switch, VlanMode::All);
+    let mut access =
+        Station::plug(&switch, Options { vlan: VlanMode::Access(10), accepts: Offloads::CSUM, ..Options::default() });
+    let sent = tagged(&frame(BROADCAST, mac(1), 60, 0), 10);
+    let header = NetHeader { flags: 1, csum_start: 17, csum_offset: 6, ..NetHeader::default() };
+    all.send_in_pieces(header, &sent, &[]);
+    all.send_in_pieces(NetHeader { csum_start: 18, ..header }, &sent, &[]);
+    let (received, _) = access.receive().expect("a frame arrives");
+    assert_eq!(received.csum_start, 14);
+    assert_eq!(stats(&switch, all.port).received[0].drops[DropReason::BadHeader as usize], 1);
+}
+
+#[test]
 fn a_port_changes_its_vlan_under_traffic() {
     let switch = switch(1);
     let mut a = plug(&switch, VlanMode::Access(10));
