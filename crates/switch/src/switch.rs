@@ -309,8 +309,12 @@ impl Switch {
 
     /// Enables or disables a started queue (vhost-user, SET_VRING_ENABLE).
     pub fn enable_queue(&self, number: u16, index: u16, enabled: bool) -> Result<(), SwitchError> {
-        self.rouse(&mut self.fabric.write());
-        self.with_queue(number, index, |port, pair| {
+        let mut fabric = self.fabric.write();
+        check_queue(&mut fabric, number, index)?;
+        let pair = usize::from(index / 2);
+        // Under the same guard: a poller must not look in between, find nothing changed, and sleep.
+        self.rouse(&mut fabric);
+        self.with_port_of(&mut fabric, number, |port| {
             if is_receive(index) {
                 if let Output::Vhost(output) = &mut port.outputs[pair].state.lock().output {
                     output.set_enabled(enabled);
@@ -363,6 +367,7 @@ impl Switch {
         let mut fabric = self.fabric.write();
         check_queue(&mut fabric, number, 2 * pair)?;
         let pair = usize::from(pair);
+        self.rouse(&mut fabric);
         self.with_port_of(&mut fabric, number, |port| {
             port.accepts = accepts;
             port.outputs[pair].state.lock().output = Output::Tap(output);
