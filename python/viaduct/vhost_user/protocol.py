@@ -52,6 +52,10 @@ class ProtocolFeature(IntFlag):
     DEVICE_STATE = 1 << 19
     SHMEM = 1 << 20
 
+    def __invert__(self) -> int:  # type: ignore[override]
+        """All other bits of an integer, those without a name included: Python's own differs from release to release."""
+        return ~int(self)
+
 
 F = ProtocolFeature
 

@@ -59,6 +59,10 @@ class DeviceFeature(Feature):
     NOTIF_CONFIG_DATA = 1 << 39, "virtio 1.2, 6.1"
     RING_RESET = 1 << 40, "virtio 1.2, 2.6.1"
 
+    def __invert__(self) -> int:  # type: ignore[override]
+        """All other bits, those without a name included. Not in the base, where Python 3.11 ignores it."""
+        return ~int(self)
+
 
 class NetFeature(Feature):
     """Bits of a network device (virtio 1.2, 5.1.3)."""
@@ -96,6 +100,10 @@ class NetFeature(Feature):
     RSC_EXT = 1 << 61, "virtio 1.2, 5.1.6.4"
     STANDBY = 1 << 62, "virtio 1.2, 5.1.3"
     SPEED_DUPLEX = 1 << 63, "virtio 1.2, 5.1.4"
+
+    def __invert__(self) -> int:  # type: ignore[override]
+        """All other bits, those without a name included. Not in the base, where Python 3.11 ignores it."""
+        return ~int(self)
 
 
 _OWN_BITS: dict[int, type[Feature]] = {DeviceType.NET: NetFeature}
