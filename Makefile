@@ -14,7 +14,7 @@ export PYO3_PYTHON := $(abspath $(BIN)/python)
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test dev lint unit interop rust-test bench bench-quick bench-instructions docs-check format clean distclean
+.PHONY: help demo test dev lint unit interop rust-test rust-peers bench bench-quick bench-instructions docs-check format clean distclean
 
 help: ## what there is to make
 	@echo 'Viaduct: a user-space virtual switch and hypervisor. See README.md.'
@@ -31,6 +31,7 @@ dev: $(STAMPS)/core $(STAMPS)/tools ## the package and everything for working on
 test: dev $(VENV)/lint.env ## every check: lint, Rust tests, Python tests, tests with QEMU, DPDK and Open vSwitch
 	@setup/debian_packages.sh
 	@setup/checks.sh $(LOGS) 'lint=$(MAKE) --no-print-directory lint' 'rust=$(MAKE) --no-print-directory rust-test' \
+		'rust-peers=$(MAKE) --no-print-directory rust-peers' \
 		'unit=$(MAKE) --no-print-directory unit' 'interop=$(MAKE) --no-print-directory interop'
 
 lint: dev $(VENV)/lint.env ## formatting, clippy, ruff, mypy, and the stubs against the built module
@@ -47,6 +48,11 @@ rust-test: $(VENV)/rust.env ## the crates' own tests
 	$(RUST) if cargo nextest --version >/dev/null 2>&1; \
 	then cargo nextest run --workspace --no-tests pass && cargo test --quiet --workspace --doc; \
 	else cargo test --quiet --workspace; fi
+
+rust-peers: $(VENV)/rust.env ## those of them that need tshark, or root and huge pages
+	$(RUST) cargo test --quiet --package viaduct-switch --test offload -- --ignored
+	$(RUST) if [ "$$(id -u)" = 0 ]; then cargo test --quiet --package viaduct-memory --test huge_pages -- --ignored; \
+	else echo 'huge pages: not tested, because only root can reserve them'; fi
 
 unit: dev ## Python tests that need nothing but this package
 	$(BIN)/pytest tests/unit $(PYTEST)
