@@ -217,35 +217,47 @@ impl MacTable {
 
     fn remove_if(&self, condemned: impl Fn(u64) -> bool) -> usize {
         let _no_insertion = self.inserting.lock();
+        let mut opened = vec![false; BUCKETS];
         let mut removed = 0;
-        for (index, bucket) in self.buckets.iter().enumerate() {
-            let was_full = bucket.0.iter().all(|slot| slot.load(Relaxed) != 0);
-            let mut here = 0;
-            for slot in &bucket.0 {
-                let word = slot.load(Relaxed);
-                if word != 0 && condemned(word) && slot.compare_exchange(word, 0, Relaxed, Relaxed).is_ok() {
-                    here += 1;
-                }
-            }
-            if was_full && here > 0 {
-                self.forget_moved_from(index as u32);
-            }
+        for (index, opened) in opened.iter_mut().enumerate() {
+            let (here, was_full) = self.remove_from(index, &condemned);
+            *opened = was_full && here > 0;
             removed += here;
         }
+        self.forget_moved(&mut opened);
         removed
     }
 
     /// A bucket that is no longer full is no longer followed to the second ones: what moved out of it would be found by
-    /// nobody and could be learned twice. It is learned again with its next frame.
-    fn forget_moved_from(&self, home: u32) {
-        for (index, bucket) in self.buckets.iter().enumerate() {
-            for slot in &bucket.0 {
-                let word = slot.load(Relaxed);
-                if word >> TAG_SHIFT & 1 == 1 && second_bucket(index as u32, word) == home {
-                    let _ = slot.compare_exchange(word, 0, Relaxed, Relaxed);
+    /// nobody and could be learned twice. It is learned again with its next frame. Its place may have been in a full
+    /// bucket too, so this goes on until there are no more of them. Insertions wait, hence all buckets in one go.
+    fn forget_moved(&self, opened: &mut [bool]) {
+        let mut again = opened.contains(&true);
+        while again {
+            again = false;
+            for index in 0..BUCKETS {
+                let moved =
+                    |word: u64| word >> TAG_SHIFT & 1 == 1 && opened[second_bucket(index as u32, word) as usize];
+                let (here, was_full) = self.remove_from(index, moved);
+                if was_full && here > 0 && !opened[index] {
+                    opened[index] = true;
+                    again = true;
                 }
             }
         }
+    }
+
+    /// Frees the condemned entries of a bucket. Returns how many, and whether the bucket was full.
+    fn remove_from(&self, index: usize, condemned: impl Fn(u64) -> bool) -> (usize, bool) {
+        let (mut here, mut was_full) = (0, true);
+        for slot in &self.buckets[index].0 {
+            let word = slot.load(Relaxed);
+            was_full &= word != 0;
+            if word != 0 && condemned(word) && slot.compare_exchange(word, 0, Relaxed, Relaxed).is_ok() {
+                here += 1;
+            }
+        }
+        (here, was_full)
     }
 
     /// All entries, in no order.
@@ -351,6 +363,20 @@ mod tests {
         assert_eq!(table.lookup(table.key(mac(199_999), 0)), Some(3), "the latest is known");
         table.forget_port(3);
         assert!(table.entries().is_empty());
+    }
+
+    #[test]
+    fn no_entry_stays_where_nobody_looks() {
+        let table = MacTable::with_seed(1, 0x0765_4321_89ab_cdef);
+        for n in 0..60_000 {
+            table.learn(table.key(mac(n), 0), u16::from(n % 50 == 0));
+        }
+        table.forget_port(1);
+        for entry in table.entries() {
+            let [a, b, c, d, e, f] = entry.mac;
+            let key = table.key(u64::from_le_bytes([a, b, c, d, e, f, 0, 0]), 0);
+            assert_eq!(table.lookup(key), Some(entry.port), "{entry:?}");
+        }
     }
 
     proptest! {
