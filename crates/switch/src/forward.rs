@@ -293,7 +293,7 @@ impl Forwarder {
             let group = self.group(route, pending);
             pending &= !group;
             done |= match route {
-                FLOOD => self.flood(fabric, port, group),
+                FLOOD => self.flood(fabric, port, counters, group),
                 NOWHERE.. => {
                     let reason = DropReason::ALL[(route - NOWHERE) as usize % DropReason::ALL.len()];
                     counters.drop_frames(reason, u64::from(group.count_ones()));
@@ -319,7 +319,7 @@ impl Forwarder {
 
     /// Sends frames to every other port of their VLAN.
     #[cold]
-    fn flood(&mut self, fabric: &Fabric, from: &Port, group: u64) -> u64 {
+    fn flood(&mut self, fabric: &Fabric, from: &Port, counters: &QueueCounters, group: u64) -> u64 {
         let mut reached = 0;
         for receiver in fabric.all().filter(|receiver| receiver.number != from.number) {
             let carried = bits(group)
@@ -333,7 +333,7 @@ impl Forwarder {
         }
         let unheard = (group & !reached).count_ones();
         if unheard != 0 {
-            from.inputs[0].counters.drop_frames(DropReason::NoDestination, u64::from(unheard));
+            counters.drop_frames(DropReason::NoDestination, u64::from(unheard));
         }
         group
     }
