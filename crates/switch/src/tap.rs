@@ -74,10 +74,16 @@ impl Sink for TapOutput {
         parts.extend(
             frame.rest().map(|span| libc::iovec { iov_base: span.as_ptr().cast(), iov_len: span.len() as usize }),
         );
-        // SAFETY: header and prefix are locals; the spans' memory is alive while the batch is forwarded, and if a guest
+        // More than writev takes: a frame in so many pieces is put together first.
+        let mut whole = Vec::new();
+        if parts.len() > libc::UIO_MAXIOV as usize {
+            frame.append_to(&mut whole);
+            parts.truncate(1);
+            parts.push(as_iovec(&IoSlice::new(&whole)));
+        }
+        // SAFETY: header, prefix and copy are locals; the spans' memory is alive while the batch is forwarded, and if a guest
         // has truncated it the kernel answers EFAULT.
-        let written =
-            unsafe { libc::writev(self.tap.as_raw_fd(), parts.as_ptr(), parts.len().min(1024) as libc::c_int) };
+        let written = unsafe { libc::writev(self.tap.as_raw_fd(), parts.as_ptr(), parts.len() as libc::c_int) };
         if written >= 0 {
             return Put::Done;
         }
@@ -94,4 +100,29 @@ impl Sink for TapOutput {
 
 fn as_iovec(slice: &IoSlice) -> libc::iovec {
     libc::iovec { iov_base: slice.as_ptr().cast_mut().cast(), iov_len: slice.len() }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::os::unix::net::UnixDatagram;
+    use std::ptr::NonNull;
+
+    use viaduct_memory::Span;
+
+    use super::*;
+
+    #[test]
+    fn a_frame_in_more_pieces_than_writev_takes_is_whole() {
+        // A socket, like an interface, takes each write as one frame.
+        let (near, far) = UnixDatagram::pair().expect("sockets");
+        let (_, mut output) = open(near.into()).expect("it can be made non-blocking");
+        let mut bytes: Vec<u8> = (0..3000u32).map(|n| n as u8).collect();
+        let pieces: Vec<Span> = bytes.iter_mut().map(|byte| Span::new(NonNull::from(byte), 1)).collect();
+        let frame =
+            Outgoing { net: 0, csum_offset: 0, prefix: [0; 3], prefix_len: 0, body: &pieces, skip: 0, len: 3000 };
+        assert_eq!(output.put(&frame), Put::Done);
+        let mut received = vec![0; 4000];
+        let len = far.recv(&mut received).expect("a frame");
+        assert_eq!(received[NetHeader::LEN..len], bytes);
+    }
 }
