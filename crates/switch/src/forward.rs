@@ -434,7 +434,8 @@ fn put_unusual<S: Sink>(
 ) -> Put {
     if !receiver.accepts.include(frame.offloads()) {
         let put = offload.complete_into(sink, outgoing, receiver.max_frame);
-        if put == Put::Done {
+        // A checksum that was verified needs no work, only to be kept to ourselves.
+        if put == Put::Done && frame.is_unfinished() {
             counters.completed_offloads.add(1);
         }
         return put;
@@ -468,6 +469,7 @@ mod tests {
     use super::*;
     use crate::frame::Offloads;
     use crate::mac_table::MacTable;
+    use crate::net_header::{self, NetHeader};
     use crate::null::Null;
     use crate::port::{InputQueue, OutputState};
     use crate::vhost::{VhostInput, VhostOutput, VhostQueue};
@@ -556,5 +558,32 @@ mod tests {
         send(2);
         assert_eq!(forwarder.forward(&fabric, source), Progress::Moved(2));
         assert_eq!(swallowed(&fabric), 3);
+    }
+
+    #[test]
+    fn a_receiver_without_checksum_offload_is_not_told_of_checksums() {
+        // A socket in place of an interface: each message is a frame.
+        let (near, far) = std::os::unix::net::UnixDatagram::pair().expect("sockets");
+        let (input, _) = crate::tap::open(near.into()).expect("it can be made non-blocking");
+        let (memory, mut driver, receiver) = queue();
+        driver.add(&[], &[(0x10000, 2048)], 0).expect("a legal buffer");
+        driver.publish();
+        let mut fabric = Fabric::new(1, Arc::new(MacTable::new()));
+        fabric.ports = vec![
+            port(0, Input::Tap(Box::new(input)), Output::Down),
+            port(1, Input::Stopped, Output::Vhost(Box::new(VhostOutput::new(receiver)))),
+        ];
+        let header = NetHeader { flags: net_header::DATA_VALID, ..NetHeader::default() };
+        let frame = [&header.encode()[..], &[0xff; 6], &[2, 0, 0, 0, 0, 1], &[0; 48]].concat();
+        far.send(&frame).expect("there is room");
+        assert_eq!(Forwarder::new().forward(&fabric, SourceId { port: 0, queue: 0 }), Progress::Moved(1));
+        assert_eq!(driver.take().expect("a legal ring"), Some((0, 72)));
+        let span = memory.translate(&mut RegionCache::default(), 0x10000, 1).expect("in memory");
+        let mut flags = [0xff];
+        // SAFETY: `memory` is alive.
+        unsafe { span.read(0, &mut flags) };
+        assert_eq!(flags, [0]);
+        let completed = &fabric.port(1).expect("there").outputs[0].counters.completed_offloads;
+        assert_eq!(completed.get(), 0, "there was nothing to do");
     }
 }

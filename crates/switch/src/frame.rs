@@ -205,6 +205,12 @@ impl Frame {
         self.net & 0xff00 != 0
     }
 
+    /// Whether something is left to be done to it.
+    #[inline(always)]
+    pub fn is_unfinished(&self) -> bool {
+        self.is_gso() || self.net as u8 & net_header::NEEDS_CSUM != 0
+    }
+
     /// Length without a tag.
     #[inline(always)]
     pub fn untagged_len(&self) -> u32 {
@@ -376,7 +382,8 @@ impl Offloads {
     /// What a checked header asks for.
     fn asked_by(flags: u8, gso_type: u8) -> Offloads {
         let mut asked = Offloads::NONE;
-        if flags & net_header::NEEDS_CSUM != 0 {
+        // Without GUEST_CSUM a driver may be told neither (virtio 1.2, 5.1.6.4.1).
+        if flags & (net_header::NEEDS_CSUM | net_header::DATA_VALID) != 0 {
             asked = asked | Offloads::CSUM;
         }
         if gso_type & net_header::GSO_ECN != 0 {
