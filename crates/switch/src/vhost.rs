@@ -3,7 +3,7 @@
 
 use std::fs::File;
 use std::io::Write;
-use std::os::fd::OwnedFd;
+use std::os::fd::{AsRawFd, OwnedFd};
 
 use viaduct_memory::{GuestMemory, Span, access};
 use viaduct_ring::{Batch, Chain, DeviceQueue};
@@ -31,9 +31,17 @@ impl Vring {
     }
 
     fn notify(&mut self) -> bool {
-        // An eventfd that is full (EAGAIN) has a notification pending already; other failures are the peer's own loss.
-        self.call.as_mut().is_some_and(|call| call.write(&1u64.to_ne_bytes()).is_ok())
+        // An eventfd that is full has a notification pending already; other failures are the peer's own loss.
+        self.call.as_mut().is_some_and(|call| takes_more(call) && call.write(&1u64.to_ne_bytes()).is_ok())
     }
+}
+
+/// Whether a write would not block. That the descriptor does not block is a flag that its front-end shares and can take
+/// back, and a poller that waits for one front-end stops them all.
+fn takes_more(call: &File) -> bool {
+    let mut poll = libc::pollfd { fd: call.as_raw_fd(), events: libc::POLLOUT, revents: 0 };
+    // SAFETY: one valid local.
+    unsafe { libc::poll(&mut poll, 1, 0) == 1 && poll.revents & libc::POLLOUT != 0 }
 }
 
 /// A started queue as the protocol describes it.

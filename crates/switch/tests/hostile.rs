@@ -2,7 +2,8 @@
 
 mod station;
 
-use std::os::fd::AsFd;
+use std::io::{Read, Write};
+use std::os::fd::{AsFd, AsRawFd};
 
 use station::{BROADCAST, Options, Station, frame, mac, stats, switch, until};
 use viaduct_memory::{GuestMemory, RegionSpec};
@@ -143,6 +144,25 @@ fn a_broken_queue_is_not_polled_however_often_it_kicks() {
         bad.kick();
         until(|| (switch.poller_stats()[0].sleeps > sleeps).then_some(()));
     }
+}
+
+#[test]
+fn a_full_eventfd_that_blocks_stops_nobody() {
+    let switch = switch(1);
+    // Its port comes first in a flood.
+    let bad = Station::plug(&switch, Options::default());
+    let mut a = Station::plug(&switch, Options::default());
+    let mut b = Station::plug(&switch, Options::default());
+    let call = station::event_fd();
+    switch.set_call(bad.port, 0, call.try_clone().ok()).expect("the port is there");
+    let mut call = std::fs::File::from(call);
+    call.write_all(&(u64::MAX - 1).to_ne_bytes()).expect("it was empty");
+    // SAFETY: a plain fcntl call; the flag is that of all duplicates.
+    assert_eq!(unsafe { libc::fcntl(call.as_raw_fd(), libc::F_SETFL, 0) }, 0);
+    a.send(&frame(BROADCAST, mac(1), 60, 0));
+    let heard = b.receive();
+    call.read_exact(&mut [0; 8]).expect("a poller that waits goes on");
+    assert!(heard.is_some());
 }
 
 #[test]
