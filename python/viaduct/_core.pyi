@@ -218,8 +218,10 @@ class Switch:
         """Writes frames for the port to a pcap file."""
     def attach_null(self, port: int) -> None:
         """Swallows frames for the port."""
-    def set_capture(self, port: int, capture: Capture | None) -> None:
-        """Copies what passes the port, or stops that."""
+    def add_capture(self, port: int, capture: Capture) -> None:
+        """Copies what passes the port into `capture`, beside others."""
+    def remove_capture(self, port: int, capture: Capture) -> None:
+        """Ends that."""
     def announce(self, port: int, frame: bytes) -> None:
         """Forwards an Ethernet frame as if it had come from the port."""
     def age(self) -> int:

@@ -189,9 +189,12 @@ impl Switch {
         py.detach(|| self.inner.attach_null(port)).map_err(to_python)
     }
 
-    fn set_capture(&self, py: Python<'_>, port: u16, capture: Option<&Capture>) -> PyResult<()> {
-        let capture = capture.map(|capture| capture.inner.clone());
-        py.detach(|| self.inner.set_capture(port, capture)).map_err(to_python)
+    fn add_capture(&self, py: Python<'_>, port: u16, capture: &Capture) -> PyResult<()> {
+        py.detach(|| self.inner.add_capture(port, capture.inner.clone())).map_err(to_python)
+    }
+
+    fn remove_capture(&self, py: Python<'_>, port: u16, capture: &Capture) -> PyResult<()> {
+        py.detach(|| self.inner.remove_capture(port, &capture.inner)).map_err(to_python)
     }
 
     fn announce(&self, py: Python<'_>, port: u16, frame: Vec<u8>) -> PyResult<()> {

@@ -220,7 +220,7 @@ impl Forwarder {
         state.counted |= pending;
         counters.frames.add(u64::from(fresh.count_ones()));
         counters.bytes.add(bytes);
-        if let Some(capture) = &port.capture {
+        for capture in &port.captures {
             for frame in bits(fresh).map(|index| &frames[index]) {
                 capture.record(&frame.outgoing(spans, frame.tagged), true);
             }
@@ -403,7 +403,7 @@ impl Forwarder {
                 Put::Done => {
                     sent += 1;
                     bytes += u64::from(frame.len);
-                    if let Some(capture) = &receiver.capture {
+                    for capture in &receiver.captures {
                         capture.record(&frame.outgoing(&batch.spans, tag_out), false);
                     }
                 }
@@ -506,7 +506,7 @@ mod tests {
             inputs: vec![InputQueue { state: input, ..InputQueue::default() }],
             outputs: vec![OutputQueue { state: output, ..OutputQueue::default() }],
             live: vec![0],
-            capture: None,
+            captures: Vec::new(),
         }))
     }
 

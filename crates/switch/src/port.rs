@@ -171,5 +171,5 @@ pub(crate) struct Port {
     pub outputs: Vec<OutputQueue>,
     /// Indices of the outputs that can take frames: started and enabled.
     pub live: Vec<u16>,
-    pub capture: Option<Arc<Capture>>,
+    pub captures: Vec<Arc<Capture>>,
 }

@@ -219,7 +219,7 @@ impl Switch {
             inputs: (0..pairs).map(|_| InputQueue::default()).collect(),
             outputs: (0..pairs).map(|_| OutputQueue::default()).collect(),
             live: Vec::new(),
-            capture: None,
+            captures: Vec::new(),
         };
         let index = usize::from(number);
         if index == fabric.ports.len() {
@@ -339,24 +339,29 @@ impl Switch {
         })
     }
 
-    /// Gives all running queues of a port a new memory table. Fails with the first queue whose ring is not in it.
+    /// Gives all running queues of a port a new memory table. A queue whose ring is not in it is broken; the first such
+    /// error is returned.
     pub fn set_memory(&self, number: u16, memory: &GuestMemory) -> Result<(), SwitchError> {
+        // Dropped after the guard, so that unmapping does not hold up the pollers.
         let mut old = Vec::new();
+        let mut result: Result<(), RingError> = Ok(());
         self.with_port(number, |port| {
             for slot in &port.inputs {
                 if let Input::Vhost(input) = &mut slot.state.lock().input {
                     old.push(input.memory().clone());
-                    input.queue().set_memory(memory.clone())?;
+                    let moved = input.queue().set_memory(memory.clone());
+                    result = result.clone().and(moved);
                 }
             }
             for slot in &port.outputs {
                 if let Output::Vhost(output) = &mut slot.state.lock().output {
                     old.push(output.memory().clone());
-                    output.queue().set_memory(memory.clone())?;
+                    let moved = output.queue().set_memory(memory.clone());
+                    result = result.clone().and(moved);
                 }
             }
-            Ok(())
-        })?
+        })?;
+        Ok(result?)
     }
 
     /// Attaches a queue of a tap interface as a queue pair: `tap` has IFF_VNET_HDR with headers of 12 bytes, and accepts
@@ -404,9 +409,14 @@ impl Switch {
         })
     }
 
-    /// Copies what passes the port into `capture`, or ends that.
-    pub fn set_capture(&self, number: u16, capture: Option<Arc<Capture>>) -> Result<(), SwitchError> {
-        self.with_port(number, |port| port.capture = capture)
+    /// Copies what passes the port into `capture`, beside others.
+    pub fn add_capture(&self, number: u16, capture: Arc<Capture>) -> Result<(), SwitchError> {
+        self.with_port(number, |port| port.captures.push(capture))
+    }
+
+    /// Ends what [`add_capture`](Switch::add_capture) began.
+    pub fn remove_capture(&self, number: u16, capture: &Arc<Capture>) -> Result<(), SwitchError> {
+        self.with_port(number, |port| port.captures.retain(|each| !Arc::ptr_eq(each, capture)))
     }
 
     /// Sends an Ethernet frame as if the port's guest had sent it (vhost-user SEND_RARP).

@@ -232,7 +232,7 @@ class Switch:
             self._listeners.discard(queue)
 
     async def capture(self, port: str) -> AsyncGenerator[Sequence[Frame]]:
-        """Copies of the frames that pass a port from now on, in batches, until the caller stops.
+        """Copies of the frames that pass a port from now on, in batches, until the caller stops or the port goes.
 
         Raises:
             ConfigError: there is no such port.
@@ -240,14 +240,16 @@ class Switch:
         from viaduct._core import Capture
 
         self._config.without_port(port)  # raises with the nearest name if there is none
-        number = self._ports[port].number
+        captured = self._ports[port]
+        number = captured.number
         loop = asyncio.get_running_loop()
         arrived = asyncio.Event()
+        captured.on_close.append(arrived.set)
         with _event_fd(loop, arrived.set) as event_fd:
             capture = Capture(SNAP, event_fd)
-            self.data_path.set_capture(number, capture)
+            self.data_path.add_capture(number, capture)
             try:
-                while True:
+                while captured.number >= 0:
                     await arrived.wait()
                     arrived.clear()
                     yield [
@@ -256,7 +258,8 @@ class Switch:
                     ]
             finally:
                 with suppress(ValueError, RuntimeError):  # the port or the switch may be gone
-                    self.data_path.set_capture(number, None)
+                    self.data_path.remove_capture(number, capture)
+                captured.on_close.remove(arrived.set)
 
     def report(self, kind: str, message: str, port: str | None = None) -> None:
         """Add an event to the history and tell the listeners."""

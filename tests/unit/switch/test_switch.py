@@ -213,6 +213,29 @@ async def test_a_capture_shows_both_directions_until_it_is_left(tmp_path: Path) 
             assert all(frame.data in frames and frame.length == len(frame.data) for frame in captured[port])
 
 
+async def test_captures_of_one_port_do_not_disturb_each_other_and_end_with_it(tmp_path: Path) -> None:
+    frames = [ethernet(BROADCAST, ALICE, bytes([n])) for n in range(100)]
+    path = write_pcap(tmp_path / "in.pcap", frames, interval_us=10_000)
+    async with Switch() as switch:
+        await switch.add_port("sink", "null")
+        seen: list[list[Frame]] = [[], []]
+
+        async def follow(captured: list[Frame]) -> None:
+            async for batch in switch.capture("sink"):
+                captured += batch
+
+        first, second = (asyncio.create_task(follow(captured)) for captured in seen)
+        await asyncio.sleep(0.01)
+        await switch.add_port("player", f"pcap:{path}")
+        await until(lambda: all(seen))
+        first.cancel()
+        await asyncio.gather(first, return_exceptions=True)
+        before = len(seen[1])
+        await until(lambda: len(seen[1]) > before + 2)
+        await switch.remove_port("sink")
+        await asyncio.wait_for(second, 10)
+
+
 async def test_counters_say_why_a_frame_went_no_further(tmp_path: Path) -> None:
     frames = [
         ethernet(BROADCAST, ALICE, b"flooded"),

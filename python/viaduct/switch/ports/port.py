@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Protocol
 
 from viaduct.switch.config import PortConfig
@@ -40,6 +41,8 @@ class Port:
         """Its number in the data path, once open."""
         self.broken: str | None = None
         """Why it was detached."""
+        self.on_close: list[Callable[[], None]] = []
+        """Called when the port has gone."""
 
     @property
     def data_path(self) -> DataPath:
@@ -67,6 +70,8 @@ class Port:
         if self.number >= 0:
             self.data_path.remove_port(self.number)
             self.number = -1
+        for act in self.on_close:
+            act()
 
     def change(self, config: PortConfig) -> None:
         """Take over VLANs and limits that differ, without the peer noticing."""
