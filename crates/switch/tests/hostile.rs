@@ -270,3 +270,30 @@ fn a_disabled_queue_delivers_nothing_and_its_frames_are_discarded() {
     switch.enable_queue(b.port, 1, true).expect("the port is there");
     check_honest(&mut a, &mut b, 1);
 }
+
+#[test]
+fn memory_comes_and_goes_under_traffic() {
+    const SLOTS: u64 = 508;
+    const SIZE: u64 = 1 << 16;
+    let switch = switch(1);
+    let mut a = Station::plug(&switch, Options::default());
+    let mut b = Station::plug(&switch, Options { layout: Layout::Packed, ..Options::default() });
+    let mappings = || std::fs::read_to_string("/proc/self/maps").expect("procfs").matches("memfd:truncated").count();
+    let before = mappings();
+    let slot = |n: u64| RegionSpec { guest_addr: (1 << 30) + n * SIZE, size: SIZE, user_addr: (1 << 40) + n * SIZE, mmap_offset: 0 };
+    let mut memory = a.memory.clone();
+    for n in 0..SLOTS {
+        memory = memory.with_region(slot(n), tempfile(SIZE).into()).expect("there are 509 slots");
+        switch.set_memory(a.port, &memory).expect("the rings lie in it");
+        check_honest(&mut a, &mut b, n as u8);
+    }
+    assert!(mappings() >= before + SLOTS as usize);
+    assert!(memory.with_region(slot(SLOTS), tempfile(SIZE).into()).is_err(), "the 510th slot");
+    for n in (0..SLOTS).rev() {
+        memory = memory.without_region(&slot(n)).expect("it is there");
+        switch.set_memory(a.port, &memory).expect("the rings lie in it");
+        check_honest(&mut a, &mut b, n as u8);
+    }
+    drop(memory);
+    until(|| (mappings() <= before + 1).then_some(()));
+}
