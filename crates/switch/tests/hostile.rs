@@ -280,7 +280,12 @@ fn memory_comes_and_goes_under_traffic() {
     let mut b = Station::plug(&switch, Options { layout: Layout::Packed, ..Options::default() });
     let mappings = || std::fs::read_to_string("/proc/self/maps").expect("procfs").matches("memfd:truncated").count();
     let before = mappings();
-    let slot = |n: u64| RegionSpec { guest_addr: (1 << 30) + n * SIZE, size: SIZE, user_addr: (1 << 40) + n * SIZE, mmap_offset: 0 };
+    let slot = |n: u64| RegionSpec {
+        guest_addr: (1 << 30) + n * SIZE,
+        size: SIZE,
+        user_addr: (1 << 40) + n * SIZE,
+        mmap_offset: 0,
+    };
     let mut memory = a.memory.clone();
     for n in 0..SLOTS {
         memory = memory.with_region(slot(n), tempfile(SIZE).into()).expect("there are 509 slots");
