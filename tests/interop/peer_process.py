@@ -43,11 +43,14 @@ def require(program: str, packages: str) -> str:
 def wait_until(condition: Callable[[], object], what: str, seconds: float = PATIENCE) -> None:
     """Return as soon as `condition()` holds.
 
-    Raises PeerError naming `what` after `seconds`.
+    Raises PeerError naming `what` after `seconds`. A machine that stood still meanwhile, as virtual ones do, gets to
+    look as often as one that did not.
     """
     end = time.monotonic() + seconds
+    looks = 0
     while not condition():
-        if time.monotonic() > end:
+        looks += 1
+        if time.monotonic() > end and looks > 2 * seconds:
             raise PeerError(f"{what}: not within {seconds:.0f} s")
         time.sleep(0.02)
 
@@ -57,19 +60,29 @@ def _die_with_parent() -> None:
 
 
 class PeerProcess:
-    """One running peer program, its standard input a pipe, its output and errors in `log`."""
+    """One running peer program, its standard input a pipe, its output and errors in `log`.
+
+    With `answers`, its standard output goes to that file instead: a peer whose threads write to standard error whenever
+    they like would else tear its answers, and its prompt, in two.
+    """
 
     def __init__(
-        self, name: str, command: Sequence[str | Path], log: Path, environment: Mapping[str, str] | None = None
+        self,
+        name: str,
+        command: Sequence[str | Path],
+        log: Path,
+        environment: Mapping[str, str] | None = None,
+        answers: Path | None = None,
     ) -> None:
         self.name = name
         self.log = log
-        with log.open("ab") as output:
+        self.answers = answers
+        with log.open("ab") as errors, (answers or log).open("ab") as output:
             self.process = subprocess.Popen(
                 [str(word) for word in command],
                 stdin=subprocess.PIPE,
                 stdout=output,
-                stderr=subprocess.STDOUT,
+                stderr=errors,
                 env={**os.environ, **(environment or {})},
                 preexec_fn=_die_with_parent,
             )
@@ -89,7 +102,11 @@ class PeerProcess:
 
     def output(self) -> str:
         """All that the peer has written so far."""
-        return self.log.read_text(errors="replace")
+        return self.log.read_text(errors="replace") + (self.answered() if self.answers else "")
+
+    def answered(self) -> str:
+        """What it has written to its standard output so far, and nothing else if it was started with `answers`."""
+        return (self.answers or self.log).read_text(errors="replace")
 
     def tail(self) -> str:
         """The end of the peer's output, for messages."""

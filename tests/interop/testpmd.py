@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import itertools
 import re
+import time
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -73,10 +74,11 @@ class Testpmd:
             f"--forward-mode={self.forward}",
             *self.options,
         ]
-        log = self.directory / f"{self.name}.log"
+        log, answers = (self.directory / f"{self.name}.{kind}.log" for kind in ("errors", "answers"))
         log.unlink(missing_ok=True)
+        answers.unlink(missing_ok=True)
         # DPDK keeps its run-time files in $RUNTIME_DIRECTORY, else in a directory of the machine that outlives it.
-        self.process = PeerProcess(self.name, command, log, {"RUNTIME_DIRECTORY": str(self.directory)})
+        self.process = PeerProcess(self.name, command, log, {"RUNTIME_DIRECTORY": str(self.directory)}, answers)
         try:
             self.process.wait_for_output(PROMPT)
             self.ask("start")
@@ -93,10 +95,20 @@ class Testpmd:
     def ask(self, command: str) -> str:
         """Give one command and return what testpmd writes until it prompts again."""
         process = self.running_process()
-        before = len(process.output())
+        before = len(process.answered())
+
+        def prompted() -> bool:
+            return PROMPT in process.answered()[before:]
+
         process.say(command)
-        process.wait_for(lambda: PROMPT in process.output()[before:], f"the answer to {command!r}")
-        return process.output()[before:].split(PROMPT)[0]
+        try:
+            process.wait_for(prompted, f"the answer to {command!r}", 10)
+        except PeerError:
+            # It writes the prompt letter by letter, and what another thread has to say of an event may tear it in two.
+            process.say("")
+            process.wait_for(prompted, f"the answer to {command!r}")
+            time.sleep(1)  # both prompts are there, should it only have been slow
+        return process.answered()[before:].split(PROMPT)[0]
 
     def statistics(self, port: int) -> dict[str, int]:
         """The counters of a port by testpmd's own names, such as "RX-packets" and "TX-errors"."""
