@@ -14,7 +14,7 @@ export PYO3_PYTHON := $(abspath $(BIN)/python)
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test dev lint unit interop rust-test rust-peers bench bench-quick bench-instructions docs-check format clean distclean
+.PHONY: help demo test dev lint unit interop rust-test rust-peers bench bench-quick bench-instructions soak soak-short docs-check format clean distclean
 
 help: ## what there is to make
 	@echo 'Viaduct: a user-space virtual switch and hypervisor. See README.md.'
@@ -32,7 +32,8 @@ test: dev $(VENV)/lint.env ## every check: lint, Rust tests, Python tests, tests
 	@setup/debian_packages.sh
 	@setup/checks.sh $(LOGS) 'lint=$(MAKE) --no-print-directory lint' 'rust=$(MAKE) --no-print-directory rust-test' \
 		'rust-peers=$(MAKE) --no-print-directory rust-peers' \
-		'unit=$(MAKE) --no-print-directory unit' 'interop=$(MAKE) --no-print-directory interop'
+		'unit=$(MAKE) --no-print-directory unit' 'interop=$(MAKE) --no-print-directory interop' \
+		'soak=$(MAKE) --no-print-directory soak-short'
 
 lint: dev $(VENV)/lint.env ## formatting, clippy, ruff, mypy, and the stubs against the built module
 	$(LINT) cargo fmt --all --check
@@ -59,6 +60,13 @@ unit: dev ## Python tests that need nothing but this package
 
 interop: dev ## tests with peers nobody here wrote: QEMU, DPDK, Open vSwitch
 	$(BIN)/pytest tests/interop $(PYTEST)
+
+soak: dev ## kills, upgrades, churn, storms: the full counts, for hours (docs/reliability.md); PYTEST='-k killed' for some
+	@setup/debian_packages.sh
+	$(BIN)/pytest tests/soak --soak -v $(PYTEST)
+
+soak-short: dev ## the same tests with few rounds, as part of `make test`
+	$(BIN)/pytest tests/soak $(PYTEST)
 
 bench: dev $(STAMPS)/bench ## testpmd, Open vSwitch with DPDK and Viaduct side by side: a table and a plot
 	@setup/debian_packages.sh
