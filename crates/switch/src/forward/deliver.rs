@@ -1,0 +1,171 @@
+//! Step 5: each receiver gets its frames.
+
+use super::route::{FLOOD, NOWHERE};
+use super::{Forwarder, bits};
+use crate::clock;
+use crate::counters::{DropReason, QueueCounters};
+use crate::fabric::Fabric;
+use crate::frame::{Frame, Outgoing};
+use crate::port::{Output, Port};
+use crate::sink::{Put, Sink};
+use crate::software_offload::SoftwareOffload;
+
+impl Forwarder {
+    /// Delivers the pending frames, receiver by receiver. Returns those that are dealt with.
+    #[inline(always)]
+    pub(super) fn deliver(&mut self, fabric: &Fabric, port: &Port, counters: &QueueCounters, mut pending: u64) -> u64 {
+        let mut done = 0;
+        while pending != 0 {
+            let route = self.routes[pending.trailing_zeros() as usize];
+            let group = self.group(route, pending);
+            pending &= !group;
+            done |= match route {
+                FLOOD => self.flood(fabric, port, counters, group),
+                NOWHERE.. => {
+                    let reason = DropReason::ALL[(route - NOWHERE) as usize % DropReason::ALL.len()];
+                    counters.drop_frames(reason, u64::from(group.count_ones()));
+                    group
+                }
+                _ => match fabric.port((route >> 16) as u16) {
+                    Some(receiver) => self.deliver_to(receiver, route as u16, group, true),
+                    None => group,
+                },
+            };
+        }
+        done
+    }
+
+    /// The pending frames with this route.
+    #[inline(always)]
+    fn group(&self, route: u32, pending: u64) -> u64 {
+        if self.one_route {
+            return pending;
+        }
+        bits(pending).fold(0, |group, index| group | u64::from(self.routes[index] == route) << index)
+    }
+
+    /// Sends frames to every other port of their VLAN.
+    #[cold]
+    fn flood(&mut self, fabric: &Fabric, from: &Port, counters: &QueueCounters, group: u64) -> u64 {
+        let mut reached = 0;
+        for receiver in fabric.all().filter(|receiver| receiver.number != from.number) {
+            let carried = bits(group)
+                .filter(|&index| receiver.vlan.carries(self.frames[index].vlan))
+                .fold(0, |carried, index| carried | 1 << index);
+            // A port that is down does not miss floods.
+            if carried != 0 && !receiver.live.is_empty() {
+                self.deliver_to(receiver, receiver.live[0], carried, false);
+            }
+            reached |= carried;
+        }
+        let unheard = (group & !reached).count_ones();
+        if unheard != 0 {
+            counters.drop_frames(DropReason::NoDestination, u64::from(unheard));
+        }
+        group
+    }
+
+    /// Delivers the frames of `group` to one queue of one port. Returns those that are dealt with; the others may try
+    /// again, if `may_wait`.
+    #[inline(always)]
+    fn deliver_to(&mut self, receiver: &Port, queue: u16, group: u64, may_wait: bool) -> u64 {
+        let Some(slot) = receiver.outputs.get(usize::from(queue)) else { return group };
+        let state = &mut *slot.state.lock();
+        let counters = &slot.counters;
+        let left = match &mut state.output {
+            Output::Vhost(sink) => {
+                let left = if sink.is_enabled() { self.put_all(&mut **sink, receiver, counters, group) } else { group };
+                // Also what was found before, when the buffers were fetched.
+                if let Some(error) = sink.take_error() {
+                    self.broken.push((receiver.number, queue, error));
+                }
+                if !sink.is_enabled() {
+                    counters.drop_frames(DropReason::LinkDown, u64::from(left.count_ones()));
+                    return group;
+                }
+                left
+            }
+            Output::Tap(sink) => self.put_all(sink, receiver, counters, group),
+            Output::Record(sink) => self.put_all(&mut **sink, receiver, counters, group),
+            Output::Null(sink) => self.put_all(sink, receiver, counters, group),
+            Output::Down => {
+                counters.drop_frames(DropReason::LinkDown, u64::from(group.count_ones()));
+                0
+            }
+        };
+        if left == 0 {
+            state.full_since = 0;
+            return group;
+        }
+        let now = clock::ticks();
+        if left != group || state.full_since == 0 {
+            state.full_since = now;
+        }
+        if may_wait && now.wrapping_sub(state.full_since) < self.patience {
+            return group & !left;
+        }
+        counters.drop_frames(DropReason::NoBuffers, u64::from(left.count_ones()));
+        group
+    }
+
+    /// Puts frames into a sink until there is no more room; returns those that are left.
+    #[inline(always)]
+    fn put_all<S: Sink>(&mut self, sink: &mut S, receiver: &Port, counters: &QueueCounters, group: u64) -> u64 {
+        let Forwarder { batch, frames, offload, .. } = self;
+        sink.reserve(group.count_ones() as usize);
+        let mut left = group;
+        let (mut sent, mut bytes) = (0, 0);
+        for index in bits(group) {
+            let frame = &frames[index];
+            let tag_out = receiver.vlan.tags(frame);
+            let accepted = receiver.accepts.include(frame.offloads());
+            let put = if !accepted || frame.len > receiver.max_frame {
+                put_unusual(sink, receiver, counters, offload, frame, &frame.outgoing(&batch.spans, tag_out))
+            } else if frame.is_simple(tag_out) {
+                sink.put_simple(frame, batch.spans[frame.first as usize])
+            } else {
+                sink.put(&frame.outgoing(&batch.spans, tag_out))
+            };
+            match put {
+                Put::Done => {
+                    sent += 1;
+                    bytes += u64::from(frame.len);
+                    for capture in &receiver.captures {
+                        capture.record(&frame.outgoing(&batch.spans, tag_out), false);
+                    }
+                }
+                Put::Full => break,
+                Put::TooBig => counters.drop_frames(DropReason::TooBig, 1),
+                Put::Failed(reason) => counters.drop_frames(reason, 1),
+            }
+            left &= !(1 << index);
+        }
+        if sink.flush() {
+            counters.notifications.add(1);
+        }
+        counters.frames.add(sent);
+        counters.bytes.add(bytes);
+        left
+    }
+}
+
+/// Puts a frame into a sink that does not take it as it is: offloads are completed, and too long frames refused.
+#[inline(never)]
+fn put_unusual<S: Sink>(
+    sink: &mut S,
+    receiver: &Port,
+    counters: &QueueCounters,
+    offload: &mut SoftwareOffload,
+    frame: &Frame,
+    outgoing: &Outgoing,
+) -> Put {
+    if !receiver.accepts.include(frame.offloads()) {
+        let put = offload.complete_into(sink, outgoing, receiver.max_frame);
+        // A checksum that was verified needs no work, only to be kept to ourselves.
+        if put == Put::Done && frame.is_unfinished() {
+            counters.completed_offloads.add(1);
+        }
+        return put;
+    }
+    if frame.is_gso() || frame.untagged_len() <= receiver.max_frame { sink.put(outgoing) } else { Put::TooBig }
+}

@@ -1,0 +1,82 @@
+//! Step 4: sources are learned, and each frame gets a route.
+
+use super::{Forwarder, bits};
+use crate::counters::DropReason;
+use crate::fabric::Fabric;
+use crate::port::{InputState, Port};
+
+/// A route is a port in the upper half and one of its queues in the lower; this instead of a queue: to be chosen for
+/// each flow.
+const SPREAD: u32 = 0x8000;
+const PORT: u32 = 0xffff_0000;
+/// Not one receiver but all in the VLAN. Ports are numbered below this.
+pub(super) const FLOOD: u32 = 0xfff0_0000;
+/// The frame goes nowhere, for the [`DropReason`] of this number.
+pub(super) const NOWHERE: u32 = 0xfff1_0000;
+
+fn nowhere(reason: DropReason) -> u32 {
+    NOWHERE + reason as u32
+}
+
+impl Forwarder {
+    /// Learns sources and decides where each frame goes.
+    #[inline(always)]
+    pub(super) fn route(&mut self, fabric: &Fabric, port: &Port, pending: u64, state: &mut InputState) {
+        let mut route = 0;
+        let mut distinct = 0;
+        for index in bits(pending) {
+            if self.like_before >> index & 1 == 0 {
+                let next = self.route_one(fabric, port, index);
+                distinct += u32::from(next != route || distinct == 0);
+                route = next;
+            }
+            // The flow may choose another queue of the same port.
+            self.routes[index] = if route & SPREAD == 0 { route } else { self.spread(fabric, route, index) };
+        }
+        self.one_route = distinct == 1 && route & SPREAD == 0;
+        state.last_route = route;
+    }
+
+    #[inline(always)]
+    fn route_one(&self, fabric: &Fabric, port: &Port, index: usize) -> u32 {
+        let frame = &self.frames[index];
+        let (source, destination) = self.keys[index];
+        if frame.source() & 1 == 1 {
+            return nowhere(DropReason::BadSource);
+        }
+        fabric.macs.learn(source, port.number);
+        if frame.destination() & 1 == 1 {
+            return if is_reserved_group(frame.destination()) { nowhere(DropReason::ReservedGroup) } else { FLOOD };
+        }
+        let Some(number) = fabric.macs.lookup(destination) else { return FLOOD };
+        if number == port.number {
+            return nowhere(DropReason::NoDestination);
+        }
+        match fabric.port(number) {
+            Some(receiver) if receiver.vlan.carries(frame.vlan) => {
+                let port = u32::from(number) << 16;
+                match receiver.live.as_slice() {
+                    [] => port,
+                    [only] => port | u32::from(*only),
+                    _ => port | SPREAD,
+                }
+            }
+            _ => FLOOD,
+        }
+    }
+
+    /// The receiver's queue for a frame: the flow's hash spreads flows over queues and keeps each in order.
+    #[inline(never)]
+    fn spread(&self, fabric: &Fabric, route: u32, index: usize) -> u32 {
+        let port = route & PORT;
+        let live = fabric.port((port >> 16) as u16).map_or(&[][..], |receiver| &receiver.live);
+        let hash = self.frames[index].flow_hash(&self.batch.spans) as usize;
+        port | live.get(hash % live.len().max(1)).map_or(0, |queue| u32::from(*queue))
+    }
+}
+
+/// 01-80-C2-00-00-00 to -0F: for the bridge itself, which speaks none of the protocols there (IEEE 802.1Q, 8.6.3).
+#[inline(always)]
+fn is_reserved_group(destination: u64) -> bool {
+    destination & 0xf0ff_ffff_ffff == 0x0000_00c2_8001
+}

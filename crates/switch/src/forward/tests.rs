@@ -1,0 +1,126 @@
+use std::sync::Arc;
+
+use parking_lot::Mutex;
+use viaduct_memory::{GuestMemory, RegionCache};
+use viaduct_ring::{DeviceQueue, DriverQueue, Layout, QueueConfig};
+
+use super::*;
+use crate::frame::Offloads;
+use crate::mac_table::MacTable;
+use crate::net_header::{self, NetHeader};
+use crate::null::Null;
+use crate::port::{InputQueue, OutputState};
+use crate::vhost::{VhostInput, VhostOutput, VhostQueue};
+use crate::vlan::VlanMode;
+
+fn queue() -> (GuestMemory, DriverQueue, VhostQueue) {
+    let memory = GuestMemory::allocate(1 << 20).expect("memory");
+    let config = QueueConfig {
+        layout: Layout::Split,
+        size: 16,
+        descriptor_addr: 0,
+        driver_addr: 0x1000,
+        device_addr: 0x2000,
+        base: 0,
+        event_idx: false,
+        indirect: false,
+        in_order: false,
+    };
+    let queue = DeviceQueue::new(memory.clone(), &config).expect("a legal queue");
+    let driver = DriverQueue::new(memory.clone(), &config).expect("a legal queue");
+    let queue = VhostQueue { queue, kick: None, call: None, enabled: true, header_len: 12, mergeable: true };
+    (memory, driver, queue)
+}
+
+fn port(number: u16, input: Input, output: Output) -> Option<Box<Port>> {
+    let input = Mutex::new(InputState { input, ..InputState::default() });
+    let output = Mutex::new(OutputState { output, full_since: 0 });
+    Some(Box::new(Port {
+        name: String::new(),
+        number,
+        vlan: VlanMode::All,
+        max_frame: u32::MAX,
+        accepts: Offloads::NONE,
+        inputs: vec![InputQueue { state: input, ..InputQueue::default() }],
+        outputs: vec![OutputQueue { state: output, ..OutputQueue::default() }],
+        live: vec![0],
+        captures: Vec::new(),
+    }))
+}
+
+#[test]
+fn a_queue_disabled_while_a_frame_waits_starts_afresh() {
+    let (memory, mut driver, sender) = queue();
+    let (_, _, full) = queue();
+    let macs = Arc::new(MacTable::new());
+    let mut fabric = Fabric::new(1, macs.clone());
+    fabric.ports = vec![
+        port(0, Input::Vhost(Box::new(VhostInput::new(sender))), Output::Down),
+        port(1, Input::Stopped, Output::Vhost(Box::new(VhostOutput::new(full)))),
+        port(2, Input::Stopped, Output::Null(Null)),
+    ];
+    let address = |station: u8| [2, 0, 0, 0, 0, station];
+    for station in [1, 2] {
+        let [a, b, c, d, e, f] = address(station);
+        macs.learn(macs.key(u64::from_le_bytes([a, b, c, d, e, f, 0, 0]), 0), station.into());
+    }
+    let mut send = |station: u8| {
+        let frame = [&[0; 12][..], &address(station), &address(9), &[0; 48]].concat();
+        let at = 0x10000 + 0x100 * u64::from(station);
+        let span = memory.translate(&mut RegionCache::default(), at, frame.len() as u32).expect("in memory");
+        // SAFETY: `memory` is alive.
+        unsafe { span.write(0, &frame) };
+        assert!(driver.add(&[(at, frame.len() as u32)], &[], 0).expect("a legal chain"));
+        driver.publish();
+    };
+    let mut forwarder = Forwarder::new();
+    forwarder.patience = u64::MAX;
+    let source = SourceId { port: 0, queue: 0 };
+    let enable = |fabric: &Fabric, enabled| {
+        if let Input::Vhost(input) = &mut fabric.port(0).expect("there").inputs[0].state.lock().input {
+            input.set_enabled(enabled);
+        }
+    };
+    let swallowed = |fabric: &Fabric| fabric.port(2).expect("there").outputs[0].counters.frames.get();
+
+    send(1);
+    send(2);
+    assert_eq!(forwarder.forward(&fabric, source), Progress::Waiting);
+    assert_eq!(swallowed(&fabric), 1, "the second overtakes the first");
+    enable(&fabric, false);
+    assert_eq!(forwarder.forward(&fabric, source), Progress::Moved(2));
+    let dropped = &fabric.port(0).expect("there").inputs[0].counters.drops[DropReason::QueueDisabled as usize];
+    assert_eq!(dropped.get(), 1, "one of them was delivered");
+    enable(&fabric, true);
+    send(2);
+    send(2);
+    assert_eq!(forwarder.forward(&fabric, source), Progress::Moved(2));
+    assert_eq!(swallowed(&fabric), 3);
+}
+
+#[test]
+fn a_receiver_without_checksum_offload_is_not_told_of_checksums() {
+    // A socket in place of an interface: each message is a frame.
+    let (near, far) = std::os::unix::net::UnixDatagram::pair().expect("sockets");
+    let (input, _) = crate::tap::open(near.into()).expect("it can be made non-blocking");
+    let (memory, mut driver, receiver) = queue();
+    driver.add(&[], &[(0x10000, 2048)], 0).expect("a legal buffer");
+    driver.publish();
+    let mut fabric = Fabric::new(1, Arc::new(MacTable::new()));
+    fabric.ports = vec![
+        port(0, Input::Tap(Box::new(input)), Output::Down),
+        port(1, Input::Stopped, Output::Vhost(Box::new(VhostOutput::new(receiver)))),
+    ];
+    let header = NetHeader { flags: net_header::DATA_VALID, ..NetHeader::default() };
+    let frame = [&header.encode()[..], &[0xff; 6], &[2, 0, 0, 0, 0, 1], &[0; 48]].concat();
+    far.send(&frame).expect("there is room");
+    assert_eq!(Forwarder::new().forward(&fabric, SourceId { port: 0, queue: 0 }), Progress::Moved(1));
+    assert_eq!(driver.take().expect("a legal ring"), Some((0, 72)));
+    let span = memory.translate(&mut RegionCache::default(), 0x10000, 1).expect("in memory");
+    let mut flags = [0xff];
+    // SAFETY: `memory` is alive.
+    unsafe { span.read(0, &mut flags) };
+    assert_eq!(flags, [0]);
+    let completed = &fabric.port(1).expect("there").outputs[0].counters.completed_offloads;
+    assert_eq!(completed.get(), 0, "there was nothing to do");
+}
