@@ -232,9 +232,9 @@ class Switch:
         """Address, VLAN, port and age in epochs of each known station."""
     def port_stats(self) -> list[tuple[int, bool, list[Queue], list[Queue]]]:
         """Number, whether it is up, and counters by queue pair: from the port, and to it."""
-    def poller_stats(self) -> list[tuple[float, float, int, int, int, list[int], int, int, int]]:
-        """Busy and idle seconds, busy ticks, rounds, frames, batches by size (1, 2-3, ... 64), sleeps, polled queues,
-        assigned queues."""
+    def poller_stats(self) -> list[tuple[float, float, int, int, int, list[int], int, int, int, int]]:
+        """Busy and idle seconds, busy ticks, rounds, frames, batches by size (1, 2-3, ... 64), sleeps, wake-ups by
+        frames, polled queues, assigned queues."""
     def take_events(self) -> list[tuple[int, int, str]]:
         """Port, virtqueue and what went wrong there, since the last call."""
 

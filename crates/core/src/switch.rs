@@ -222,7 +222,7 @@ impl Switch {
     }
 
     #[expect(clippy::type_complexity, reason = "spelled out in the stub")]
-    fn poller_stats(&self, py: Python<'_>) -> Vec<(f64, f64, u64, u64, u64, Vec<u64>, u64, u64, usize)> {
+    fn poller_stats(&self, py: Python<'_>) -> Vec<(f64, f64, u64, u64, u64, Vec<u64>, u64, u64, u64, usize)> {
         let seconds = |ticks: u64| ticks as f64 / clock::ticks_per_second() as f64;
         let pollers = py.detach(|| self.inner.poller_stats());
         let tuple = |poller: viaduct_switch::PollerStats| {
@@ -234,6 +234,7 @@ impl Switch {
                 poller.frames,
                 poller.batches,
                 poller.sleeps,
+                poller.wakeups,
                 poller.active,
                 poller.sources,
             )

@@ -2,7 +2,8 @@
 //!
 //! Each counter has a single writer at a time (the poller that owns the queue, or the one that holds its lock), so an
 //! increment is a plain load and store; a reader may see values of slightly different moments but never a torn one. Each
-//! block of counters fills cache lines of its own, so that pollers do not slow one another down.
+//! block of counters fills cache lines of its own, so that pollers do not slow one another down. What a poller counts of
+//! its own time is in [`poller_counters`](crate::poller_counters).
 
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 
@@ -95,37 +96,5 @@ impl QueueCounters {
     #[inline]
     pub fn drop_frames(&self, reason: DropReason, n: u64) {
         self.drops[reason as usize].add(n);
-    }
-}
-
-/// Sizes of batches are counted in classes: 1, 2-3, 4-7, ... 64 and more.
-pub const BATCH_CLASSES: usize = 7;
-
-/// What one poller has done.
-#[derive(Debug, Default)]
-#[repr(align(128))]
-pub struct PollerCounters {
-    /// Ticks spent in rounds that moved frames.
-    pub busy_ticks: Counter,
-    /// Ticks spent in rounds that found nothing.
-    pub idle_ticks: Counter,
-    /// Rounds over the active queues.
-    pub rounds: Counter,
-    /// Frames taken from queues.
-    pub frames: Counter,
-    /// Batches, by size class.
-    pub batches: [Counter; BATCH_CLASSES],
-    /// Times it went to sleep.
-    pub sleeps: Counter,
-    /// Queues now polled (the others have asked for notification).
-    pub active: AtomicU64,
-}
-
-impl PollerCounters {
-    /// Counts a batch of `n` > 0 frames.
-    #[inline]
-    pub fn batch(&self, n: usize) {
-        self.frames.add(n as u64);
-        self.batches[(n.ilog2() as usize).min(BATCH_CLASSES - 1)].add(1);
     }
 }

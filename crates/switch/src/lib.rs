@@ -18,6 +18,7 @@ mod null;
 pub mod offload;
 mod pcap;
 mod poller;
+pub mod poller_counters;
 mod port;
 mod sink;
 mod software_offload;

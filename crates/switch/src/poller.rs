@@ -21,10 +21,10 @@ use parking_lot::{RwLock, RwLockReadGuard};
 use viaduct_memory::fault;
 
 use crate::clock;
-use crate::counters::PollerCounters;
 use crate::event::{Event, Events};
 use crate::fabric::{Fabric, SourceId};
 use crate::forward::{Forwarder, Progress};
+use crate::poller_counters::PollerCounters;
 use crate::port::{Input, Output};
 
 /// How pollers wait for frames.
@@ -221,6 +221,7 @@ impl Poller {
                 let slept = clock::ticks().wrapping_sub(now);
                 now = now.wrapping_add(slept);
                 if self.wake_sources(&guard, &reports[..count], &mut active, now) {
+                    counters.wakeups.add(1);
                     spin.learn(slept);
                 }
                 glanced = now;

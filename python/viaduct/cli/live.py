@@ -11,6 +11,7 @@ from rich.text import Text
 
 from .daemon import LogLines
 from .output import table
+from .poller_rates import POLLERS, POLLERS_NUMBERS, poller_rates
 from .rates import RATES, RATES_NUMBERS, rates
 
 _INTERVAL = 1.0
@@ -34,7 +35,8 @@ class LiveTable(LogLines):
             now = self.switch.stats()
             rows = rates(before, now, {port.name: port for port in self.switch.ports()})
             shown = table(RATES, rows, RATES_NUMBERS) if rows else Text("\nNo ports. Add one: viaduct port add ...")
-            self._live.update(Group(shown, Text("Ctrl-C ends the switch", style="dim")), refresh=True)
+            pollers = table(POLLERS, poller_rates(before, now), POLLERS_NUMBERS)
+            self._live.update(Group(shown, pollers, Text("Ctrl-C ends the switch", style="dim")), refresh=True)
             before = now
 
     def show(self, line: str) -> None:

@@ -89,7 +89,8 @@ class PollerStatistics(msgspec.Struct, frozen=True, kw_only=True):
 
     `busy_seconds`: time in rounds that moved frames, `idle_seconds` in rounds that found none; the rest it slept.
     `busy_cycles`: the first in processor ticks, so that `busy_cycles / frames` is what a frame costs. `batches`:
-    batches of 1, 2-3, 4-7, ... 64 frames. `active_queues` of its `queues` are polled, the others will notify.
+    batches of 1, 2-3, 4-7, ... 64 frames. `sleeps`: times it went to sleep, `wakeups`: those that a frame ended.
+    `active_queues` of its `queues` are polled, the others will notify.
     """
 
     poller: int
@@ -97,6 +98,7 @@ class PollerStatistics(msgspec.Struct, frozen=True, kw_only=True):
     frames: int = 0
     rounds: int = 0
     sleeps: int = 0
+    wakeups: int = 0
     active_queues: int = 0
     busy_seconds: float = 0.0
     idle_seconds: float = 0.0

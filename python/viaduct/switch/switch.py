@@ -197,6 +197,7 @@ class Switch:
                 frames=frames,
                 rounds=rounds,
                 sleeps=sleeps,
+                wakeups=wakeups,
                 active_queues=active,
                 busy_seconds=busy,
                 idle_seconds=idle,
@@ -204,7 +205,7 @@ class Switch:
                 batches=tuple(batches),
                 queues=assigned,
             )
-            for index, (busy, idle, cycles, rounds, frames, batches, sleeps, active, assigned) in enumerate(
+            for index, (busy, idle, cycles, rounds, frames, batches, sleeps, wakeups, active, assigned) in enumerate(
                 self.data_path.poller_stats()
             )
         )

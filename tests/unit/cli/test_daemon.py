@@ -162,6 +162,18 @@ def test_statistics_are_watched(tmp_path: Path) -> None:
             assert "Traceback" not in watching.stderr.read()
 
 
+def test_rates_of_ports_and_pollers_are_watched(tmp_path: Path) -> None:
+    with daemon(tmp_path, "--port", "a=null") as switch:
+        words = [PROGRAM, "stats", "--watch", "--interval", "0.1", "--control", str(switch.control)]
+        watching = subprocess.Popen(words, stdout=subprocess.PIPE, text=True)
+        assert watching.stdout is not None
+        with watching, watching.stdout:
+            lines = [watching.stdout.readline().split() for _ in range(8)]
+            watching.send_signal(signal.SIGINT)
+        assert [line[0] for line in lines] == ["PORT", "a", "POLLER", "0"] * 2
+        assert lines[3][1:4] == ["any", "0", "0"]
+
+
 def test_a_capture_is_not_written_to_a_terminal(tmp_path: Path) -> None:
     ours, theirs = pty.openpty()
     with daemon(tmp_path, "--port", "a=null") as switch:
@@ -197,17 +209,18 @@ def test_a_live_table_on_a_terminal(tmp_path: Path) -> None:
         env=environment,
     )
     os.close(theirs)
-    shown = ""
+    shown = b""
     try:
-        while "Ctrl-C ends the switch" not in shown:
-            shown += os.read(ours, 4096).decode()
+        while b"Ctrl-C ends the switch" not in shown:
+            shown += os.read(ours, 4096)
         process.send_signal(signal.SIGINT)
         assert process.wait(PATIENCE) == 0
     finally:
         process.kill()
         process.wait()
         os.close(ours)
-    text = plain(shown)
+    text = plain(shown.decode())
     assert "received/s" in text
+    assert "batches by size" in text
     assert "hole" in text
     assert "ready" in text

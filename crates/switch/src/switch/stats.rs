@@ -3,7 +3,8 @@
 use std::sync::atomic::Ordering::Relaxed;
 
 use super::Switch;
-use crate::counters::{PollerCounters, QueueCounters};
+use crate::counters::QueueCounters;
+use crate::poller_counters::PollerCounters;
 use crate::port::Port;
 
 /// A queue's counters, copied.
@@ -59,10 +60,12 @@ pub struct PollerStats {
     pub rounds: u64,
     /// Frames taken.
     pub frames: u64,
-    /// Batches by size class, see [`BATCH_CLASSES`](crate::counters::BATCH_CLASSES).
+    /// Batches by size class, see [`BATCH_CLASSES`](crate::poller_counters::BATCH_CLASSES).
     pub batches: Vec<u64>,
     /// Times asleep.
     pub sleeps: u64,
+    /// Times woken by a frame.
+    pub wakeups: u64,
     /// Inputs being polled.
     pub active: u64,
     /// Inputs assigned.
@@ -78,6 +81,7 @@ impl PollerStats {
             frames: counters.frames.get(),
             batches: counters.batches.iter().map(|counter| counter.get()).collect(),
             sleeps: counters.sleeps.get(),
+            wakeups: counters.wakeups.get(),
             active: counters.active.load(Relaxed),
             sources,
         }
