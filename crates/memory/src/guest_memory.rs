@@ -140,6 +140,28 @@ pub struct RegionCache {
     host: usize,
 }
 
+/// One region as values that a loop can keep in registers: for runs of buffers that nearly always lie in the same one.
+#[derive(Clone, Copy, Debug)]
+pub struct Window {
+    start: u64,
+    size: u64,
+    host: usize,
+}
+
+impl Window {
+    /// The guest-physical range `addr .. addr + len` as a span, if it lies inside the region and is not empty.
+    #[inline(always)]
+    pub fn span(self, addr: u64, len: u32) -> Option<Span> {
+        let offset = addr.wrapping_sub(self.start);
+        // An empty range wraps, and is longer than any region.
+        if offset >= self.size || u64::from(len).wrapping_sub(1) >= self.size - offset {
+            return None;
+        }
+        // SAFETY: the place lies inside a mapping of this process, which begins above address 0.
+        Some(unsafe { Span::new(NonNull::new_unchecked(place(self.host, offset)), len) })
+    }
+}
+
 #[derive(Clone, Debug)]
 struct Region {
     spec: RegionSpec,
@@ -264,6 +286,13 @@ impl GuestMemory {
         span(cache.host, offset, len)
     }
 
+    /// The region of the last translation with this cache; one without bytes if that was in another table.
+    #[inline]
+    pub fn window(&self, cache: &RegionCache) -> Window {
+        let size = if cache.table == self.table { cache.size } else { 0 };
+        Window { start: cache.start, size, host: cache.host }
+    }
+
     /// Like [`translate`](GuestMemory::translate), but the span ends where the region ends: for a buffer that crosses
     /// from one region into the next the caller asks again for the rest. Never returns an empty span for `len > 0`.
     #[inline]
@@ -300,10 +329,14 @@ impl GuestMemory {
 
 #[inline]
 fn span(host: usize, offset: u64, len: u32) -> Option<Span> {
+    Some(Span::new(NonNull::new(place(host, offset))?, len))
+}
+
+#[inline(always)]
+fn place(host: usize, offset: u64) -> *mut u8 {
     // The offset lies inside a mapping of this process, so it fits.
     #[allow(clippy::cast_possible_truncation)]
-    let ptr = std::ptr::with_exposed_provenance_mut(host + offset as usize);
-    Some(Span::new(NonNull::new(ptr)?, len))
+    std::ptr::with_exposed_provenance_mut(host + offset as usize)
 }
 
 impl fmt::Debug for GuestMemory {

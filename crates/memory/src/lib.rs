@@ -21,6 +21,6 @@ mod guest_memory;
 mod mapping;
 mod span;
 
-pub use guest_memory::{AddressSpace, GuestMemory, MAX_REGIONS, MemoryError, RegionCache, RegionSpec};
+pub use guest_memory::{AddressSpace, GuestMemory, MAX_REGIONS, MemoryError, RegionCache, RegionSpec, Window};
 pub use mapping::{Mapping, MappingError, memfd};
 pub use span::Span;

@@ -15,7 +15,7 @@
 use std::sync::atomic::Ordering;
 
 use viaduct_memory::access::{load_u64, prefetch_read, store_u16, store_u64};
-use viaduct_memory::{GuestMemory, RegionCache};
+use viaduct_memory::{GuestMemory, RegionCache, Window};
 
 use super::WORK;
 use super::gather::Gather;
@@ -180,40 +180,60 @@ impl Packed {
         }
         // No more can be outstanding than the ring has, whatever the flags say while we look.
         let mut room = u32::from(self.size).saturating_sub(self.outstanding.max(0) as u32);
-        let max = max.min(room as usize);
-        batch.reserve(max);
+        let mut left = max.min(room as usize);
         let mut at = self.next;
         let mut work = 0;
-        for i in 0..max {
+        while left > 0 {
+            let run = self.peek_run(memory.window(cache), batch, at, left);
+            at.advance(run, self.size);
+            room -= u32::from(run);
+            left -= usize::from(run);
+            if left == 0 {
+                break;
+            }
+            // The ring's end, nothing more, another region, or a list of another shape.
             let word = self.load_word(at.index);
             if (word >> 48) as u16 & (AVAIL | USED) != at.available() {
                 break;
             }
-            let descriptor = self.load(at.index, word);
-            if at.index & 3 == 0 {
-                prefetch_read(self.parts.descriptor.wrapping_add((usize::from(at.index) + AHEAD) * BYTES));
-            }
-            let flags = descriptor.packed_flags();
-            if flags & (NEXT | INDIRECT) == 0
-                && descriptor.len() != 0
-                && let Some(span) = memory.translate(cache, descriptor.addr, descriptor.len())
-            {
-                // SAFETY: there is room for all chains that are left.
-                unsafe { batch.push_single(descriptor.id(), span, flags & WRITE != 0) };
-                at.advance(1, self.size);
-                room -= 1;
-            } else {
-                work += self.gather(Gather::new(memory, cache, batch), at, descriptor, room)?;
-                let slots = batch.chains.last().map_or(1, |chain| chain.slots);
-                at.advance(slots, self.size);
-                room -= u32::from(slots);
-                if room == 0 || work >= WORK {
-                    break;
-                }
-                batch.reserve(max - i);
+            work += self.gather(Gather::new(memory, cache, batch), at, self.load(at.index, word), room)?;
+            let slots = batch.chains.last().map_or(1, |chain| chain.slots);
+            at.advance(slots, self.size);
+            room -= u32::from(slots);
+            left = (left - 1).min(room as usize);
+            if work >= WORK {
+                break;
             }
         }
         Ok(())
+    }
+
+    /// Reads up to `max` available lists of one direct descriptor each, in one direction and in one region, up to the
+    /// ring's end: what nearly all of them are. Returns how many there were.
+    #[inline(always)]
+    fn peek_run(&self, window: Window, batch: &mut Batch, at: Position, max: usize) -> u16 {
+        let max = max.min(usize::from(self.size - at.index));
+        let first = (self.load_word(at.index) >> 48) as u16;
+        let expected = u64::from(at.available() | first & WRITE) << 48;
+        let mut singles = batch.singles(max, first & WRITE != 0);
+        let mut run = 0;
+        while usize::from(run) < max {
+            let index = at.index + run;
+            let word = self.load_word(index);
+            if word & u64::from(AVAIL | USED | NEXT | INDIRECT | WRITE) << 48 != expected {
+                break;
+            }
+            if index & 3 == 0 {
+                prefetch_read(self.parts.descriptor.wrapping_add((usize::from(index) + AHEAD) * BYTES));
+            }
+            let descriptor = self.load(index, word);
+            let Some(span) = window.span(descriptor.addr, descriptor.len()) else { break };
+            // SAFETY: fewer than `max` have been pushed.
+            unsafe { singles.push(descriptor.id(), span) };
+            run += 1;
+        }
+        singles.finish();
+        run
     }
 
     /// Chains that an earlier process took, from the copies in the record: the ring may have been overwritten.
@@ -331,26 +351,37 @@ impl Packed {
     /// Stages used descriptors. The positions are locals in the loop: the compiler cannot know that the stores to the
     /// ring leave the queue's own fields alone.
     #[inline(always)]
-    pub fn complete_each<'a>(&mut self, done: impl Iterator<Item = (&'a Chain, u32)>) {
+    pub fn complete_each<'a>(&mut self, mut done: impl Iterator<Item = (&'a Chain, u32)>) {
+        if self.record.is_some() {
+            return self.complete_recorded(done);
+        }
         let (mut used, mut staged) = (self.used, self.staged);
-        for (chain, written) in done {
-            let flags = used.used() | if written != 0 { WRITE } else { 0 };
-            let word = packed_word(written, chain.id, flags);
-            if staged == 0 {
-                (self.first, self.first_slots) = (word, chain.slots);
-            } else {
-                may_die();
-                self.mark_rest(used, chain.slots);
-                self.store_word(used.index, word, Ordering::Relaxed);
-            }
-            if let Some(record) = &mut self.record {
-                record.stage(chain.id);
-            }
-            staged += u32::from(chain.slots);
+        if staged == 0 {
+            let Some((chain, written)) = done.next() else { return };
+            (self.first, self.first_slots) = (used_word(used, chain, written), chain.slots);
+            staged = chain.slots.into();
             used.advance(chain.slots, self.size);
+        }
+        let size = self.size;
+        for (chain, written) in done {
+            may_die();
+            self.mark_rest(used, chain.slots);
+            self.store_word(used.index, used_word(used, chain, written), Ordering::Relaxed);
+            staged += u32::from(chain.slots);
+            used.advance(chain.slots, size);
         }
         self.outstanding -= (staged - self.staged) as i32;
         (self.used, self.staged) = (used, staged);
+    }
+
+    #[inline(never)]
+    fn complete_recorded<'a>(&mut self, done: impl Iterator<Item = (&'a Chain, u32)>) {
+        let Some(mut record) = self.record.take() else { return };
+        for (chain, written) in done {
+            self.complete_each(std::iter::once((chain, written)));
+            record.stage(chain.id);
+        }
+        self.record = Some(record);
     }
 
     #[inline(always)]
@@ -416,4 +447,10 @@ impl Packed {
         // SAFETY: the device event suppression structure.
         unsafe { Suppression::Disable.store(self.parts.device) };
     }
+}
+
+/// The second word of the used descriptor for a list.
+#[inline(always)]
+const fn used_word(at: Position, chain: &Chain, written: u32) -> u64 {
+    packed_word(written, chain.id, at.used() | if written != 0 { WRITE } else { 0 })
 }

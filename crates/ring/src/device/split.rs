@@ -8,7 +8,7 @@
 use std::sync::atomic::Ordering;
 
 use viaduct_memory::access::{load_u16, prefetch_read, store_u16, store_u64_unaligned};
-use viaduct_memory::{GuestMemory, RegionCache};
+use viaduct_memory::{GuestMemory, RegionCache, Window};
 
 use super::WORK;
 use super::gather::Gather;
@@ -125,37 +125,58 @@ impl Split {
             }
         }
         let count = usize::from(known).min(max) as u16;
-        batch.reserve(count.into());
         for ahead in 0..count.min(AHEAD) {
             self.prefetch(self.head(self.next.wrapping_add(ahead)));
         }
+        let (mut index, end) = (self.next, self.next.wrapping_add(count));
         let mut work = 0;
-        for i in 0..count {
-            let index = self.next.wrapping_add(i);
-            // Past the end of what is available this reads an old entry: as good a hint as none.
-            self.prefetch(self.head(index.wrapping_add(AHEAD)));
+        while index != end && work < WORK {
+            index = index.wrapping_add(self.peek_run(memory.window(cache), batch, index, end.wrapping_sub(index)));
+            if index == end {
+                break;
+            }
+            // Another region, or a chain of another shape.
             let head = self.head(index);
             if head >= self.size {
                 return Err(RingError::Index { found: head, allowed: self.size.into() });
             }
             // SAFETY: the index is below the size of the table.
             let descriptor = unsafe { Descriptor::load(self.parts.descriptor, head.into()) };
-            let flags = descriptor.split_flags();
-            if flags & (NEXT | INDIRECT) == 0
-                && descriptor.len() != 0
-                && let Some(span) = memory.translate(cache, descriptor.addr, descriptor.len())
-            {
-                // SAFETY: there is room for all chains that are left.
-                unsafe { batch.push_single(head, span, flags & WRITE != 0) };
-            } else {
-                work += self.gather(Gather::new(memory, cache, batch), head, descriptor)?;
-                if work >= WORK {
-                    break;
-                }
-                batch.reserve((count - i).into());
-            }
+            work += self.gather(Gather::new(memory, cache, batch), head, descriptor)?;
+            index = index.wrapping_add(1);
         }
         Ok(())
+    }
+
+    /// Reads up to `max` > 0 available chains of one direct descriptor each, in one direction and in one region: what
+    /// nearly all of them are. Returns how many there were.
+    #[inline(always)]
+    fn peek_run(&self, window: Window, batch: &mut Batch, index: u16, max: u16) -> u16 {
+        let first = self.head(index) & self.mask;
+        // SAFETY: the masked index is below the size of the table.
+        let first = unsafe { Descriptor::load(self.parts.descriptor, first.into()) };
+        let expected = first.split_flags() & WRITE;
+        let mut singles = batch.singles(max.into(), expected != 0);
+        let mut run = 0;
+        while run < max {
+            // Past the end of what is available this reads an old entry: as good a hint as none.
+            self.prefetch(self.head(index.wrapping_add(run + AHEAD)));
+            let head = self.head(index.wrapping_add(run));
+            if head >= self.size {
+                break;
+            }
+            // SAFETY: the index is below the size of the table.
+            let descriptor = unsafe { Descriptor::load(self.parts.descriptor, head.into()) };
+            if descriptor.split_flags() & (NEXT | INDIRECT | WRITE) != expected {
+                break;
+            }
+            let Some(span) = window.span(descriptor.addr, descriptor.len()) else { break };
+            // SAFETY: fewer than `max` have been pushed.
+            unsafe { singles.push(head, span) };
+            run += 1;
+        }
+        singles.finish();
+        run
     }
 
     /// Chains that an earlier process took: their descriptors are still as they were, the driver cannot reuse them yet.
@@ -236,6 +257,9 @@ impl Split {
     /// the queue's own fields alone.
     #[inline(always)]
     pub fn complete_each<'a>(&mut self, done: impl Iterator<Item = (&'a Chain, u32)>) {
+        if self.record.is_some() {
+            return self.complete_recorded(done);
+        }
         let mut used = self.used;
         for (chain, written) in done {
             let slot = usize::from(used & self.mask);
@@ -246,11 +270,18 @@ impl Split {
             // SAFETY: the masked index lies in the used ring.
             unsafe { store_u64_unaligned(self.parts.device.add(4 + 8 * slot), element) };
             used = used.wrapping_add(1);
-            if let Some(record) = &mut self.record {
-                record.stage(chain.id);
-            }
         }
         self.used = used;
+    }
+
+    #[inline(never)]
+    fn complete_recorded<'a>(&mut self, done: impl Iterator<Item = (&'a Chain, u32)>) {
+        let Some(mut record) = self.record.take() else { return };
+        for (chain, written) in done {
+            self.complete_each(std::iter::once((chain, written)));
+            record.stage(chain.id);
+        }
+        self.record = Some(record);
     }
 
     #[inline]
