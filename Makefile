@@ -32,6 +32,7 @@ test: dev $(VENV)/lint.env ## every check: lint, Rust tests, Python tests, tests
 	@setup/debian_packages.sh
 	@setup/checks.sh $(LOGS) 'lint=$(MAKE) --no-print-directory lint' 'rust=$(MAKE) --no-print-directory rust-test' \
 		'rust-peers=$(MAKE) --no-print-directory rust-peers' \
+		'instructions=$(MAKE) --no-print-directory bench-instructions' \
 		'unit=$(MAKE) --no-print-directory unit' 'interop=$(MAKE) --no-print-directory interop' \
 		'soak=$(MAKE) --no-print-directory soak-short'
 
@@ -76,8 +77,8 @@ bench-quick: dev $(STAMPS)/bench ## the same, with less of everything
 	@setup/debian_packages.sh
 	$(RUST) $(BIN)/python -m bench --quick
 
-bench-instructions: dev ## instructions per packet, compared with those kept in bench/results (needs Valgrind)
-	$(RUST) $(BIN)/python -m bench.instructions
+bench-instructions: dev $(VENV)/lint.env ## instructions per packet, compared with those kept in bench/results; UPDATE=1 keeps new ones
+	$(LINT) $(BIN)/python -m bench.instructions $(if $(UPDATE),--update)
 
 docs-check: dev ## every link and command in the documentation
 	$(BIN)/python setup/docs_check.py

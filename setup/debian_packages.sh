@@ -6,10 +6,12 @@
 set -eu
 
 # What for: real guests (a kernel for them is downloaded by the tests, not installed) | peers | their tools and headers
+# | counting instructions
 packages="
     qemu-system-x86 busybox-static cpio kmod xz-utils zstd
     dpdk-dev openvswitch-switch-dpdk
     libdpdk-dev gcc libc6-dev pkg-config iproute2 iputils-ping procps tshark
+    valgrind
 "
 
 missing=

@@ -6,8 +6,9 @@
 //! ```
 //!
 //! Arguments: `split` or `packed`, frame size, number of frames, and optionally `scattered` (header and frame in buffers
-//! of their own) and `macs=N` (source addresses). Prints the number of frames that arrived; whatever the machine is
-//! doing meanwhile, the instructions that the switch spends on each are the same.
+//! of their own), `unmergeable` (each frame in one receive buffer) and `macs=N` (source addresses, up to 65,536). Prints
+//! the number of frames that arrived; whatever the machine is doing meanwhile, the instructions that the switch spends on
+//! each are the same.
 
 use std::fs::File;
 use std::io::Write;
@@ -21,6 +22,8 @@ const BATCH: u64 = 32;
 const QUEUE: u32 = 256;
 const BUFFER: u64 = 2048;
 const HEADER: u64 = 12;
+/// Where in a frame the last two bytes of its source address are.
+const SOURCE_END: u64 = 10;
 
 struct Guest {
     memory: GuestMemory,
@@ -49,7 +52,7 @@ fn event_fd() -> OwnedFd {
 }
 
 impl Guest {
-    fn plug(switch: &Switch, layout: Layout) -> Guest {
+    fn plug(switch: &Switch, layout: Layout, mergeable: bool) -> Guest {
         let port = switch.add_port(PortConfig { pairs: 1, ..PortConfig::default() }).expect("room for a port");
         let memory = GuestMemory::allocate(4 << 20).expect("memory");
         let queue = |ring| DriverQueue::new(memory.clone(), &config(layout, ring)).expect("a legal queue");
@@ -63,7 +66,7 @@ impl Guest {
             let queue = DeviceQueue::new(memory.clone(), &config(layout, 0x10000 * u64::from(index)));
             let queue = queue.expect("a legal queue");
             let kick = guest.kick.try_clone().map(OwnedFd::from).ok();
-            let start = VhostQueue { queue, kick, call: None, enabled: true, header_len: 12, mergeable: true };
+            let start = VhostQueue { queue, kick, call: None, enabled: true, header_len: 12, mergeable };
             switch.start_queue(port, index, start).expect("the port is there");
         }
         guest
@@ -102,16 +105,15 @@ fn main() {
     let frames: u64 = next("20000").parse().expect("a number of frames");
     let options: Vec<String> = arguments.collect();
     let scattered = options.iter().any(|option| option == "scattered");
+    let mergeable = !options.iter().any(|option| option == "unmergeable");
     let macs = options.iter().find_map(|option| option.strip_prefix("macs=")?.parse().ok()).unwrap_or(1u64);
 
     let switch = Switch::new(&[None], Polling::Interrupt, event_fd()).expect("a poller");
-    let [mut a, mut b] = [(); 2].map(|()| Guest::plug(&switch, layout));
+    let [mut a, mut b] = [(); 2].map(|()| Guest::plug(&switch, layout, mergeable));
     for slot in 0..u64::from(QUEUE) {
         let at = (2 << 20) + slot * BUFFER;
-        let mac = (slot % macs).to_be_bytes();
-        let ethernet = [&[2, 0, 0, 0, 1, 1, 2, 0, 0][..], &mac[5..], &[0x88, 0xb5]].concat();
         a.write(at, &[0; HEADER as usize]);
-        a.write(at + HEADER, &ethernet);
+        a.write(at + HEADER, &[2, 0, 0, 0, 1, 1, 2, 0, 0, 1, 0, 0, 0x88, 0xb5]);
     }
     // The receiver announces itself, or everything would be flooded.
     b.write(2 << 20, &[0; HEADER as usize]);
@@ -126,6 +128,7 @@ fn main() {
         // One batch at a time, so that every run sees the same batches.
         for _ in 0..BATCH {
             let at = (2 << 20) + (sent % u64::from(QUEUE)) * BUFFER;
+            a.write(at + HEADER + SOURCE_END, &((sent % macs) as u16).to_be_bytes());
             if scattered {
                 let pieces = [(at, HEADER as u32), (at + HEADER, size as u32)];
                 a.transmit.add(&pieces, &[], 0).expect("a legal chain");
