@@ -238,6 +238,9 @@ class Switch:
     def take_events(self) -> list[tuple[int, int, str]]:
         """Port, virtqueue and what went wrong there, since the last call."""
 
+def drop_reasons() -> list[str]:
+    """Why frames are dropped: every reason that `Switch.port_stats` can name."""
+
 @final
 class Capture:
     """Copies of the frames that pass a port, up to 32 MB of them."""

@@ -21,7 +21,7 @@ mod _core {
     #[pymodule_export]
     use super::queue::{Chain, DeviceQueue, DriverQueue, RingError, inflight_bytes, ring_parts};
     #[pymodule_export]
-    use super::switch::{Capture, Switch};
+    use super::switch::{Capture, Switch, drop_reasons};
     #[pymodule_export]
     use super::traffic::{TrafficSink, TrafficSource};
 }

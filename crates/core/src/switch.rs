@@ -45,6 +45,12 @@ fn queue_tuple(stats: &QueueStats) -> QueueTuple {
     )
 }
 
+/// Why frames are dropped: every reason that statistics can name.
+#[pyfunction]
+pub fn drop_reasons() -> Vec<&'static str> {
+    DropReason::ALL.iter().map(|reason| reason.name()).collect()
+}
+
 /// The data path: ports by number and poller threads that carry frames between them.
 #[pyclass(module = "viaduct._core", frozen)]
 pub struct Switch {

@@ -6,9 +6,8 @@ import asyncio
 import os
 import signal
 import sys
-import time
-from collections.abc import Callable
-from contextlib import suppress
+from collections.abc import AsyncGenerator, Callable
+from contextlib import asynccontextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -17,27 +16,39 @@ import msgspec
 from viaduct.switch.config import ConfigError, SwitchConfig
 from viaduct.switch.control import ControlServer
 from viaduct.switch.control_wire import listening_path
-from viaduct.switch.status import Event
+from viaduct.switch.metrics_address import MetricsAddress
 from viaduct.vhost_user.errors import VhostUserError
 
 from .failure import FAILED, USAGE, Failure
-from .rates import event_line
+from .log_lines import LogFormat, LogLines
 
 
-def run(config: SwitchConfig, read_again: Callable[[], SwitchConfig] | None, control: str | None) -> None:
+class ProcessOptions(msgspec.Struct, frozen=True, kw_only=True):
+    """What concerns the process around a switch.
+
+    `control`: the control socket's path. `log_format`: lines instead of a live table, even on a terminal. `metrics`:
+    where Prometheus may scrape.
+    """
+
+    control: str | None = None
+    log_format: LogFormat | None = None
+    metrics: MetricsAddress | None = None
+
+
+def run(config: SwitchConfig, read_again: Callable[[], SwitchConfig] | None, options: ProcessOptions) -> None:
     """Run a switch until SIGTERM, SIGINT or a client's `shutdown`.
 
-    `read_again` gives the configuration anew when SIGHUP asks for it. `control` is the control socket's path.
+    `read_again` gives the configuration anew when SIGHUP asks for it.
     """
     try:
-        asyncio.run(_serve(config, read_again, control))
+        asyncio.run(_serve(config, read_again, options))
     except ConfigError as error:
         raise Failure(str(error), USAGE) from error
     except (OSError, VhostUserError) as error:
         raise Failure(_reason(error), FAILED) from error
 
 
-async def _serve(config: SwitchConfig, read_again: Callable[[], SwitchConfig] | None, control: str | None) -> None:
+async def _serve(config: SwitchConfig, read_again: Callable[[], SwitchConfig] | None, options: ProcessOptions) -> None:
     from viaduct import Switch
 
     ending = asyncio.Event()
@@ -45,7 +56,7 @@ async def _serve(config: SwitchConfig, read_again: Callable[[], SwitchConfig] | 
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, ending.set)
     async with Switch() as switch:
-        show = _shower(switch)
+        show = _shower(switch, options.log_format)
         following = asyncio.create_task(show.follow())
         reloading: set[asyncio.Task[None]] = set()
 
@@ -72,8 +83,8 @@ async def _serve(config: SwitchConfig, read_again: Callable[[], SwitchConfig] | 
         try:
             await asyncio.sleep(0)  # let the follower listen before the first port comes
             await switch.apply(config)
-            path = Path(control) if control else listening_path()
-            async with ControlServer(switch, path, ending.set):
+            path = Path(options.control) if options.control else listening_path()
+            async with ControlServer(switch, path, ending.set), _metrics(switch, options.metrics):
                 _tell_service_manager("READY=1")
                 show.say("ready", f"{len(config.ports)} ports, control socket {path}, pid {os.getpid()}")
                 await ending.wait()
@@ -85,39 +96,27 @@ async def _serve(config: SwitchConfig, read_again: Callable[[], SwitchConfig] | 
     show.say("ended", "ports closed, sockets removed")
 
 
+@asynccontextmanager
+async def _metrics(switch: Any, address: MetricsAddress | None) -> AsyncGenerator[None]:
+    """Serve the counters to Prometheus, if they are to be served."""
+    if address is None:
+        yield
+        return
+    from viaduct.switch.metrics_server import MetricsServer
+
+    async with MetricsServer(switch, address):
+        yield
+
+
 def _merged(running: SwitchConfig, before: SwitchConfig, fresh: SwitchConfig) -> SwitchConfig:
     """The fresh configuration, and the ports that came by the control socket since and are in neither file."""
     added = {name: port for name, port in running.ports.items() if name not in before.ports | fresh.ports}
     return msgspec.structs.replace(fresh, ports={**fresh.ports, **added})
 
 
-class LogLines:
-    """What happens, as plain lines."""
-
-    def __init__(self, switch: Any) -> None:
-        self.switch = switch
-
-    async def follow(self) -> None:
-        """Print events until cancelled."""
-        async for event in self.switch.events():
-            self.show(event_line(event))
-
-    def show(self, line: str) -> None:
-        """Print a line at once, as long as anybody reads."""
-        with suppress(BrokenPipeError):
-            print(line, flush=True)
-
-    def say(self, kind: str, message: str) -> None:
-        """Print what the process itself has to say."""
-        self.show(event_line(Event(time=time.time(), kind=kind, message=message)))
-
-    def close(self) -> None:
-        """Nothing is left open."""
-
-
-def _shower(switch: Any) -> LogLines:
-    if not sys.stdout.isatty():
-        return LogLines(switch)
+def _shower(switch: Any, log_format: LogFormat | None) -> LogLines:
+    if log_format or not sys.stdout.isatty():
+        return LogLines(switch, log_format or "text")
     from .live import LiveTable
 
     return LiveTable(switch)

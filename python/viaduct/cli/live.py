@@ -9,7 +9,7 @@ from rich.console import Console, Group
 from rich.live import Live
 from rich.text import Text
 
-from .daemon import LogLines
+from .log_lines import LogLines
 from .output import table
 from .poller_rates import POLLERS, POLLERS_NUMBERS, poller_rates
 from .rates import RATES, RATES_NUMBERS, rates
@@ -44,6 +44,7 @@ class LiveTable(LogLines):
         self._console.print(line, markup=False)
 
     def close(self) -> None:
-        """Leave the last table on the screen."""
+        """Show nothing more, and leave the last table on the screen."""
+        super().close()
         self._drawing.cancel()
         self._live.stop()

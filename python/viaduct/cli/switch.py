@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
@@ -31,6 +31,17 @@ def switch(
             help="Spin while packets flow and sleep when not; never sleep; or never spin [default: adaptive].",
         ),
     ] = None,
+    metrics: Annotated[
+        str | None,
+        typer.Option(
+            metavar="ADDRESS:PORT|unix:PATH",
+            help="Serve all counters to Prometheus there, such as 127.0.0.1:9100; see docs/reliability.md.",
+        ),
+    ] = None,
+    log_format: Annotated[
+        Literal["text", "json"] | None,
+        typer.Option(help="Log lines for people or programs, also on a terminal."),
+    ] = None,
 ) -> None:
     """Run a switch until it is told to end.
 
@@ -51,6 +62,7 @@ def switch(
         viaduct switch --port vm1=vhost-user:/tmp/vm1.sock --port vm2=vhost-user:/tmp/vm2.sock
         viaduct switch -p vm1=vhost-user:/tmp/vm1.sock,vlan=10 -p up=tap:tap0,trunk=10-20
         viaduct switch --config net.toml --pollers 2,3
+        viaduct switch --config net.toml --log-format json --metrics 127.0.0.1:9100
 
     A configuration file says the same:
 
@@ -61,15 +73,20 @@ def switch(
         path = "/tmp/vm1.sock"
         queues = 2
     """
-    from .daemon import run
+    from viaduct.switch.metrics_address import parse_metrics_address
+
+    from .daemon import ProcessOptions, run
     from .failure import config_errors
 
     def read() -> SwitchConfig:
         return _configuration(port or [], config, pollers, polling)
 
     with config_errors():
+        options = ProcessOptions(
+            control=control, log_format=log_format, metrics=parse_metrics_address(metrics) if metrics else None
+        )
         first = read()
-    run(first, read if config else None, control)
+    run(first, read if config else None, options)
 
 
 def _configuration(ports: list[str], file: Path | None, pollers: str | None, polling: str | None) -> SwitchConfig:

@@ -45,7 +45,9 @@ class Controlled(Protocol):
 
     def macs(self) -> Sequence[MacEntry]: ...
 
-    def events(self) -> AsyncGenerator[Event]: ...
+    def events(self, since: float = 0.0, /) -> AsyncGenerator[Event]: ...
+
+    def history(self, since: float = 0.0, port: str | None = None, /) -> Sequence[Event]: ...
 
     def capture(self, port: str, /) -> AsyncGenerator[Sequence[Frame]]: ...
 
@@ -211,16 +213,30 @@ async def _macs(server: ControlServer, params: dict[str, Any]) -> Any:
     return server.switch.macs()
 
 
+async def _events_history(server: ControlServer, params: dict[str, Any]) -> Any:
+    _expect(params, optional=("since", "port"))
+    return server.switch.history(_since(params), params.get("port"))
+
+
+def _since(params: dict[str, Any]) -> float:
+    since = params.get("since", 0.0)
+    if not isinstance(since, int | float):
+        raise ControlError(f"since {since!r} is no time in seconds since 1970", "request")
+    return since
+
+
 async def _shutdown(server: ControlServer, params: dict[str, Any]) -> Any:
     _expect(params)
     asyncio.get_running_loop().call_soon(server.shutdown)
 
 
 async def _events(server: ControlServer, request: Request) -> AsyncGenerator[bytes]:
-    _expect(request.params)
+    _expect(request.params, optional=("since",))
+    since = _since(request.params)
     yield _line(Reply(id=request.id))
-    async for event in server.switch.events():
-        yield _line(Reply(id=request.id, item=event))
+    async with aclosing(server.switch.events(since)) as events:
+        async for event in events:
+            yield _line(Reply(id=request.id, item=event))
 
 
 async def _stats_watch(server: ControlServer, request: Request) -> AsyncGenerator[bytes]:
@@ -273,6 +289,7 @@ _METHODS: dict[str, Callable[[ControlServer, dict[str, Any]], Awaitable[Any]]] =
     "port.del": _port_del,
     "stats": _stats,
     "macs": _macs,
+    "events.history": _events_history,
     "shutdown": _shutdown,
 }
 

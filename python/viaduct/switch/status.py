@@ -14,6 +14,9 @@ Link = Literal["up", "down", "broken"]
 
 Direction = Literal["received", "sent"]
 
+Level = Literal["info", "warning", "error"]
+"""How bad an event is. `warning`: somebody is refused or has lost the network. `error`: something is broken."""
+
 
 class Peer(msgspec.Struct, frozen=True):
     """The process at the other end of a port's socket, as the kernel vouches for it (SO_PEERCRED, unix(7))."""
@@ -127,14 +130,17 @@ class MacEntry(msgspec.Struct, frozen=True, kw_only=True):
 class Event(msgspec.Struct, frozen=True, kw_only=True):
     """Something happened: `time` in seconds since 1970, `kind` one of the words below, `message` for people.
 
-    Kinds: `port-added`, `port-removed`, `port-changed`, `link-up`, `link-down`, `port-broken`, `option-changed`,
-    `error`.
+    `sequence`: the number of the event, counted from 1 without gaps. Kinds: `port-added`, `port-removed`,
+    `port-changed`, `port-broken`, `peer-connected`, `peer-disconnected`, `peer-refused`, `request-refused`, `link-up`,
+    `link-down`, `option-changed`, `sandbox`, `sandbox-incomplete`, `syscall-refused`, `error`.
     """
 
     time: float
     kind: str
     message: str
     port: str | None = None
+    level: Level = "info"
+    sequence: int = 0
 
 
 class Frame(NamedTuple):

@@ -13,9 +13,8 @@ from __future__ import annotations
 import asyncio
 import os
 import time
-from collections import deque
 from collections.abc import AsyncGenerator, Callable, Sequence
-from contextlib import asynccontextmanager, contextmanager, suppress
+from contextlib import aclosing, asynccontextmanager, contextmanager, suppress
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
@@ -23,6 +22,7 @@ import msgspec
 
 from .config import ConfigError, PortConfig, SwitchConfig, VhostUserPort
 from .config_change import AddPort, ChangePort, RemovePort, SetOption, changes
+from .event_log import EventLog
 from .port_text import parse_port
 from .ports import Port, make_port
 from .status import (
@@ -46,9 +46,6 @@ if TYPE_CHECKING:
 AGE_EPOCHS = 14
 """An address is forgotten when it was not seen for so many epochs of the data path."""
 
-HISTORY = 1000
-"""Events that are kept."""
-
 SNAP = 262144
 """Bytes of a frame that a capture keeps: all of any frame."""
 
@@ -64,8 +61,7 @@ class Switch:
         self._config = SwitchConfig()
         self._data_path: DataPath | None = None
         self._ports: dict[str, Port] = {}
-        self._history: deque[Event] = deque(maxlen=HISTORY)
-        self._listeners: set[asyncio.Queue[Event]] = set()
+        self._log = EventLog()
         self._event_fd = -1
         self._ageing: asyncio.TimerHandle | None = None
         self._changing = asyncio.Lock()
@@ -220,17 +216,22 @@ class Switch:
             if number in names
         )
 
-    async def events(self) -> AsyncGenerator[Event]:
-        """What happened (up to the last thousand events), and then what happens, until the caller stops."""
-        queue: asyncio.Queue[Event] = asyncio.Queue()
-        for event in self._history:
-            queue.put_nowait(event)
-        self._listeners.add(queue)
-        try:
-            while True:
-                yield await queue.get()
-        finally:
-            self._listeners.discard(queue)
+    async def events(self, since: float = 0.0) -> AsyncGenerator[Event]:
+        """What happened (up to the last thousand events), and then what happens, until the caller stops.
+
+        `since`: nothing from before that moment, in seconds since 1970.
+        """
+        async with aclosing(self._log.follow(since)) as events:
+            async for event in events:
+                yield event
+
+    def history(self, since: float = 0.0, port: str | None = None) -> tuple[Event, ...]:
+        """What happened, up to the last thousand events, the oldest first; of one port only if named."""
+        return self._log.history(since, port)
+
+    def event_counts(self) -> dict[str, int]:
+        """How many events of each kind there have been."""
+        return dict(self._log.counts)
 
     async def capture(self, port: str) -> AsyncGenerator[Sequence[Frame]]:
         """Copies of the frames that pass a port from now on, in batches, until the caller stops or the port goes.
@@ -263,11 +264,8 @@ class Switch:
                 captured.on_close.remove(arrived.set)
 
     def report(self, kind: str, message: str, port: str | None = None) -> None:
-        """Add an event to the history and tell the listeners."""
-        event = Event(time=time.time(), kind=kind, message=message, port=port)
-        self._history.append(event)
-        for queue in self._listeners:
-            queue.put_nowait(event)
+        """Add an event to the history and tell the followers."""
+        self._log.add(kind, message, port)
 
     def _set_options(self, options: list[SetOption], config: SwitchConfig) -> None:
         for option in options:

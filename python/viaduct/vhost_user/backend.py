@@ -26,6 +26,9 @@ from viaduct.vhost_user.wire import HEADER, Channel
 
 log = logging.getLogger("viaduct.vhost_user")
 
+REPORTED = {"reported": True}
+"""Marks log records about which the device is told as well, for those who would show both."""
+
 
 class Backend:
     """Serves `device` on the socket `path`.
@@ -107,14 +110,12 @@ class Backend:
     def _refuse(self, sock: socket.socket, served: Peer) -> None:
         newcomer = peer_of(sock, self.path)
         sock.close()
-        log.error(
-            "port %s (%s): refused a second front-end, pid %d; pid %d is connected: one front-end for each socket, "
-            "give each guest its own port",
-            self.name,
-            self.path,
-            newcomer.pid,
-            served.pid,
-        )
+        reason = f"pid {served.pid} is connected: one front-end for each socket, give each guest its own port"
+        self._refused(newcomer, f"refused a second front-end, pid {newcomer.pid}; {reason}")
+
+    def _refused(self, newcomer: Peer, what: str) -> None:
+        log.error("port %s (%s): %s", self.name, self.path, what, extra=REPORTED)
+        self.device.peer_refused(newcomer, what)
 
     async def _connect(self) -> None:
         loop = asyncio.get_running_loop()
@@ -138,12 +139,12 @@ class Backend:
         return asyncio.create_task(self._serve(session), name=f"vhost-user session {self.name}")
 
     async def _serve(self, session: Session) -> None:
-        log.info("%s: connected", session.who)
+        log.info("%s: connected", session.who, extra=REPORTED)
         try:
             reason = await session.run()
         finally:
             self._session = None
-        log.info("%s: disconnected: %s", session.who, reason)
+        log.info("%s: disconnected: %s", session.who, reason, extra=REPORTED)
 
     def fail_queue(self, index: int, error: str) -> None:
         """The device found that the driver broke ring `index`: signals the error descriptor and logs who did what.
@@ -153,14 +154,18 @@ class Backend:
         if self._session is None:
             return
         log.error(
-            "%s: queue %d: %s; the queue stays stopped until the driver resets it", self._session.who, index, error
+            "%s: queue %d: %s; the queue stays stopped until the driver resets it",
+            self._session.who,
+            index,
+            error,
+            extra=REPORTED,
         )
         self._session.state.fail(index, error)
 
     def disconnect(self, reason: str) -> None:
         """Cuts the front-end off, for example because its memory faulted. It may connect again."""
         if self._session is not None:
-            log.error("%s: %s; connection closed", self._session.who, reason)
+            log.error("%s: %s; connection closed", self._session.who, reason, extra=REPORTED)
             self._session.cut(reason)
 
     def config_changed(self) -> bool:

@@ -32,6 +32,8 @@ class Peer(msgspec.Struct, frozen=True):
     uid: int
     path: str
     """The socket's path."""
+    gid: int = -1
+    """Primary group; -1 if nobody knows."""
 
     def __str__(self) -> str:
         return f"{self.path}, peer pid {self.pid or 'unknown'}"
@@ -110,6 +112,9 @@ class Device:
 
     def disconnected(self, reason: str) -> None:
         """The front-end has gone; its queues are stopped already. The device lets go of the memory."""
+
+    def peer_refused(self, peer: Peer, reason: str) -> None:
+        """Somebody connected and was sent away, for `reason`; whoever is being served does not notice."""
 
     def request_failed(self, text: str) -> None:
         """A request was refused or ended the connection; `text` is what the log says about it."""

@@ -175,7 +175,7 @@ class Session:
         await self.channel.send(message.request, protocol.REPLY, refusal)
 
     def _report(self, text: str) -> None:
-        log.error("%s", text)
+        log.error("%s", text, extra={"reported": True})
         try:
             self.device.request_failed(text)
         except Exception:

@@ -108,8 +108,8 @@ async def connect(path: str) -> socket.socket:
 
 def peer_of(sock: socket.socket, path: str) -> Peer:
     """Who is at the other end."""
-    pid, uid, _ = _CREDENTIALS.unpack(sock.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _CREDENTIALS.size))
-    return Peer(pid=pid, uid=uid, path=path)
+    pid, uid, gid = _CREDENTIALS.unpack(sock.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _CREDENTIALS.size))
+    return Peer(pid=pid, uid=uid, path=path, gid=gid)
 
 
 def _new_socket() -> socket.socket:

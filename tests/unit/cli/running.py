@@ -68,7 +68,7 @@ def daemon(directory: Path, *words: str) -> Iterator[Daemon]:
     """A switch that is ready; killed in the end if it still runs."""
     started = Daemon(directory, words)
     try:
-        started.wait_for(" ready: ")
+        started.wait_for('"kind":"ready"' if "json" in words else " ready: ")
         yield started
     finally:
         if started.process.poll() is None:

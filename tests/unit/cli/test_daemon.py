@@ -136,7 +136,9 @@ def test_ports_that_come_and_go_leave_nothing(tmp_path: Path) -> None:
 def test_events_are_followed(tmp_path: Path) -> None:
     with daemon(tmp_path, "--port", "a=null") as switch:
         following = subprocess.Popen(
-            [PROGRAM, "events", "--json", "--control", str(switch.control)], stdout=subprocess.PIPE, text=True
+            [PROGRAM, "events", "--follow", "--json", "--control", str(switch.control)],
+            stdout=subprocess.PIPE,
+            text=True,
         )
         assert following.stdout is not None
         with following, following.stdout:

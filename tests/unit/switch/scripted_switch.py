@@ -26,6 +26,7 @@ class ScriptedSwitch:
         self.config = config or SwitchConfig()
         self.frames: asyncio.Queue[Sequence[Frame] | None] = asyncio.Queue()
         self.happenings: asyncio.Queue[Event | None] = asyncio.Queue()
+        self.happened: list[Event] = []
         self.captures_open = 0
         self.time = 0.0
 
@@ -74,7 +75,10 @@ class ScriptedSwitch:
     def macs(self) -> list[MacEntry]:
         return [MacEntry(mac="52:54:00:00:00:01", vlan=0, port=name, age=1.5) for name in self.config.ports]
 
-    async def events(self) -> AsyncGenerator[Event]:
+    def history(self, since: float = 0.0, port: str | None = None) -> list[Event]:
+        return [event for event in self.happened if event.time >= since and port in (None, event.port)]
+
+    async def events(self, since: float = 0.0) -> AsyncGenerator[Event]:
         while (event := await self.happenings.get()) is not None:
             yield event
 

@@ -88,6 +88,10 @@ class VhostUser(Port):
         else:
             self.backend.fail_queue(index, message)
 
+    def report(self, kind: str, message: str) -> None:
+        """Add an event of this port to the switch's history."""
+        self.owner.report(kind, message, self.name)
+
     def link_changed(self) -> None:
         """Report that frames can pass now, or no longer."""
         device = self.device
@@ -165,9 +169,17 @@ class NetDevice(Device):
 
     def connected(self, peer: Peer) -> None:
         self.last_reason = ""
+        self.port.report("peer-connected", f"pid {peer.pid}, uid {peer.uid}, on {peer.path}")
+
+    def peer_refused(self, peer: Peer, reason: str) -> None:
+        self.port.report("peer-refused", reason)
+
+    def request_failed(self, text: str) -> None:
+        self.port.report("request-refused", text)
 
     def disconnected(self, reason: str) -> None:
         self.last_reason = reason
+        self.port.report("peer-disconnected", reason)
         self.memory = None
         self.negotiated = 0
         self._enabled.clear()
