@@ -54,6 +54,7 @@ def switch(
         tap:IFNAME[,queues=N]                          an interface of this host's kernel
         pcap:FILE[,out=FILE]                           replay a capture, record into another
         null                                           swallow everything
+      for the socket of a vhost-user port, who may connect: ,mode=0660 ,group=NAME ,allow=USER[:GROUP]+...
       and for each  ,vlan=ID (access) or ,trunk=A-B or ,trunk=A-B+C
 
     Examples:

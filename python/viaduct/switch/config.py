@@ -110,13 +110,17 @@ class VhostUserPort(BasePort, frozen=True, kw_only=True, tag="vhost-user"):
     """A vhost-user back-end on a UNIX socket, where a virtual machine's network card plugs in.
 
     `path`: the socket. `client`: connect to it instead of listening on it. `queues`: most queue pairs offered.
-    `mtu`: told to the driver (VIRTIO_NET_F_MTU), and longer packets are not sent to it.
+    `mtu`: told to the driver (VIRTIO_NET_F_MTU), and longer packets are not sent to it. `mode`, `group`: of the
+    socket's file. `allow`: users and groups whose processes are served, `USER[:GROUP]+...`; None: all that can connect.
     """
 
     path: str
     client: bool = False
     queues: int = 1
     mtu: int | None = None
+    mode: str | None = None
+    group: str | None = None
+    allow: str | None = None
 
     argument: ClassVar[str | None] = "path"
 
@@ -132,6 +136,21 @@ class VhostUserPort(BasePort, frozen=True, kw_only=True, tag="vhost-user"):
         _check_range("queues", self.queues, 1, VHOST_USER_QUEUES_MAX, "queues")
         if self.mtu is not None:
             _check_range("mtu", self.mtu, MTU_MIN, MTU_MAX, "mtu")
+        self._check_access()
+
+    def _check_access(self) -> None:
+        from viaduct.vhost_user.socket_access import check_mode, split_allow
+
+        for key in ("mode", "group"):
+            if self.client and getattr(self, key) is not None:
+                raise ConfigError("is given by whoever listens; with client, that is the other side", (key,))
+        for key, check in (("mode", check_mode), ("allow", split_allow)):
+            text = getattr(self, key)
+            if text is not None:
+                try:
+                    check(text)
+                except ValueError as error:
+                    raise ConfigError(str(error), (key,)) from None
 
 
 class TapPort(BasePort, frozen=True, kw_only=True, tag="tap"):

@@ -21,6 +21,7 @@ from viaduct.vhost_user.device import Device, Peer
 from viaduct.vhost_user.errors import SocketPathError, VhostUserError
 from viaduct.vhost_user.protocol import BACK_END_BY_NAME, ProtocolFeature
 from viaduct.vhost_user.session import Session
+from viaduct.vhost_user.socket_access import ANYBODY, SocketAccess
 from viaduct.vhost_user.socket_path import FIRST_RETRY, LAST_RETRY, Listener, check_path, connect, peer_of
 from viaduct.vhost_user.wire import HEADER, Channel
 
@@ -34,11 +35,14 @@ class Backend:
     """Serves `device` on the socket `path`.
 
     `client`: connect instead of listening (QEMU with ``server=on``, DPDK's virtio-user with ``server=1``). `name` is
-    how messages call it; the path if empty.
+    how messages call it; the path if empty. `access`: whom to serve.
     """
 
-    def __init__(self, device: Device, path: str, client: bool = False, name: str = "") -> None:
+    def __init__(
+        self, device: Device, path: str, client: bool = False, name: str = "", access: SocketAccess = ANYBODY
+    ) -> None:
         self.device = device
+        self.access = access
         self.path = str(path)
         self.client = client
         self.name = name or self.path
@@ -68,7 +72,7 @@ class Backend:
         check_path(self.path)
         self.device.backend = self
         if not self.client:
-            self._listener = Listener(self.path)
+            self._listener = Listener(self.path, self.access)
         self._task = asyncio.create_task(
             self._connect() if self.client else self._accept(), name=f"vhost-user {self.name}"
         )
@@ -96,6 +100,8 @@ class Backend:
                 log.error("port %s (%s): cannot accept a connection: %s", self.name, self.path, error)
                 await asyncio.sleep(LAST_RETRY)
                 continue
+            if self._is_stranger(sock):
+                continue
             if self._serving is not None and self._session is not None:
                 if not self._session.channel.hung_up:
                     self._refuse(sock, self._session.peer)
@@ -106,6 +112,16 @@ class Backend:
                     sock.close()
                     raise
             self._serving = self._begin(sock)
+
+    def _is_stranger(self, sock: socket.socket) -> bool:
+        """Hangs up on a process that is not allowed to be our front-end."""
+        refusal = self.access.refusal(sock)
+        if refusal is None:
+            return False
+        stranger = peer_of(sock, self.path)
+        sock.close()
+        self._refused(stranger, f"refused: {refusal} (option allow of the port)")
+        return True
 
     def _refuse(self, sock: socket.socket, served: Peer) -> None:
         newcomer = peer_of(sock, self.path)
@@ -125,6 +141,9 @@ class Backend:
                 sock = await connect(self.path)
             except (SocketPathError, OSError) as error:
                 log.error("port %s: %s; trying again", self.name, error)
+                await asyncio.sleep(LAST_RETRY)
+                continue
+            if self._is_stranger(sock):
                 await asyncio.sleep(LAST_RETRY)
                 continue
             self._serving = self._begin(sock)

@@ -15,6 +15,7 @@ import struct
 
 from viaduct.vhost_user.device import Peer
 from viaduct.vhost_user.errors import SocketPathError
+from viaduct.vhost_user.socket_access import ANYBODY, SocketAccess
 from viaduct.vhost_user.wire import ready
 
 MAX_PATH = 107
@@ -42,8 +43,8 @@ def check_path(path: str) -> None:
 class Listener:
     """A listening socket and its file."""
 
-    def __init__(self, path: str) -> None:
-        """Listens on `path`. Raises `SocketPathError`."""
+    def __init__(self, path: str, access: SocketAccess = ANYBODY) -> None:
+        """Listens on `path`, as a file with the permissions of `access`. Raises `SocketPathError`."""
         check_path(path)
         self.path = path
         _remove_stale(path)
@@ -51,7 +52,12 @@ class Listener:
         try:
             self.sock.bind(path)
             info = os.stat(path)
+            access.prepare(path)
             self.sock.listen(_BACKLOG)
+        except SocketPathError:
+            self.sock.close()
+            os.unlink(path)
+            raise
         except OSError as error:
             self.sock.close()
             raise _explain("listen on", path, error) from error

@@ -287,3 +287,22 @@ def test_vlan_ranges_mean_the_same_set(ranges: list[list[int]]) -> None:
     }
     assert all(high + 1 < low for (_, high), (low, _) in pairwise(merged))
     assert parse_vlans(format_vlans(merged)) == merged
+
+
+@pytest.mark.parametrize(
+    ("text", "problem"),
+    [
+        ("vhost-user:/a,mode=9", "mode: '9' is no mode of a file"),
+        ("vhost-user:/a,client,mode=0660", "mode: is given by whoever listens"),
+        ("vhost-user:/a,client,group=kvm", "group: is given by whoever listens"),
+        ("vhost-user:/a,allow=a b", "allow: 'a b' is no list of users"),
+    ],
+)
+def test_who_may_connect_is_checked(text: str, problem: str) -> None:
+    with pytest.raises(ConfigError, match=problem):
+        parse_port(text)
+
+
+def test_who_may_connect_is_said_and_repeated() -> None:
+    text = "vhost-user:/run/a.sock,mode=0660,group=kvm,allow=libvirt-qemu+:kvm"
+    assert format_port(parse_port(text)) == text

@@ -10,6 +10,7 @@ from viaduct.vhost_user.backend import Backend
 from viaduct.vhost_user.device import Device, Peer, Vring
 from viaduct.vhost_user.errors import SocketPathError
 from viaduct.vhost_user.protocol import ProtocolFeature
+from viaduct.vhost_user.socket_access import SocketAccess, check_mode, group_number, resolve_allow
 from viaduct.virtio.features import DeviceFeature, DeviceType, NetFeature, describe_features
 from viaduct.virtio.net_config import NetConfig
 
@@ -72,6 +73,7 @@ class VhostUser(Port):
         return self.config.mtu or self.device.told_mtu
 
     async def _start(self) -> None:
+        self.backend.access = _access(self.config)
         try:
             await self.backend.start()
         except SocketPathError as error:
@@ -121,6 +123,19 @@ class VhostUser(Port):
             how = f"connecting to {path}" if self.config.client else f"waiting for a front-end on {path}"
             return f"{how} ({self.device.last_reason})" if self.device.last_reason else how
         return "connected; the guest's driver has not started its queues"
+
+
+def _access(config: VhostUserPort) -> SocketAccess:
+    """Who may connect. Raises ConfigError for a user or group that this host does not have."""
+    try:
+        gid = None if config.group is None else group_number(config.group)
+    except ValueError as error:
+        raise ConfigError(str(error), ("group",)) from None
+    try:
+        allow = () if config.allow is None else resolve_allow(config.allow)
+    except ValueError as error:
+        raise ConfigError(str(error), ("allow",)) from None
+    return SocketAccess(mode=None if config.mode is None else check_mode(config.mode), gid=gid, allow=allow)
 
 
 class NetDevice(Device):
