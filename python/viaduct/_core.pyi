@@ -17,6 +17,11 @@ class GuestMemory:
         """
     def without_region(self, guest_addr: int, size: int, user_addr: int) -> GuestMemory:
         """This memory without the region of exactly these values. Raises ValueError if there is none."""
+    def with_log(self, log: DirtyLog | None) -> GuestMemory:
+        """This memory, of which `log` is told what is written by `write` and by device queues; None: no log.
+
+        Raises ValueError where the log has no bits for the end of a region.
+        """
     def read(self, addr: int, len: int) -> bytes:
         """The bytes at a guest-physical address. Raises ValueError where they are not all in regions."""
     def write(self, addr: int, data: bytes) -> None:
@@ -27,6 +32,18 @@ class GuestMemory:
     @property
     def faulted(self) -> bool:
         """Whether the file behind a region became shorter under us: it reads as zeroes there."""
+
+@final
+class DirtyLog:
+    """A bitmap of written pages in `size` bytes of a file, one bit for each 4096 bytes (vhost-user, "Migration").
+
+    `event_fd` is an eventfd that is told when pages have been marked. Both descriptors stay the caller's. Raises
+    ValueError if the file is too short or of a kind that cannot be mapped.
+    """
+
+    def __new__(cls, fd: int, size: int, offset: int = 0, event_fd: int | None = None) -> DirtyLog: ...
+    def covers(self, addr: int, len: int) -> bool:
+        """Whether each page of a guest-physical range has a bit."""
 
 class RingError(ValueError):
     """A virtqueue that breaks the rules: what was found, what is allowed, the section of virtio 1.2."""
@@ -85,6 +102,9 @@ class DeviceQueue:
     ) -> DeviceQueue: ...
     def set_memory(self, memory: GuestMemory) -> None:
         """Goes on with a new memory table. Raises RingError, and the queue is broken, if the ring is not in it."""
+    def set_log_addr(self, addr: int | None) -> None:
+        """Says where writes to the device part are logged while the memory has a log: as if the part began at this
+        guest-physical address. None, as in the beginning: they are not (VHOST_VRING_F_LOG)."""
     def attach_inflight(self, fd: int, offset: int) -> int:
         """Records chains in flight in `inflight_bytes` bytes at `offset` of a file, all zero at first.
 
@@ -200,16 +220,19 @@ class Switch:
         header_len: int,
         kick_fd: int | None,
         call_fd: int | None,
+        log_addr: int | None,
     ) -> None:
-        """Starts a virtqueue, disabled."""
+        """Starts a virtqueue, disabled. `log_addr` as in `set_log_addr`."""
     def stop_queue(self, port: int, index: int) -> int | None:
         """Stops a virtqueue and says where it stands; None if it was not running."""
     def enable_queue(self, port: int, index: int, enabled: bool) -> None:
         """A disabled queue delivers nothing, and what it transmits is discarded."""
     def set_call(self, port: int, index: int, fd: int | None) -> None:
         """Replaces the descriptor that notifies the driver."""
+    def set_log_addr(self, port: int, index: int, addr: int | None) -> None:
+        """Says where writes to a running queue's device part are logged while the memory has a log; None: nowhere."""
     def set_memory(self, port: int, memory: GuestMemory) -> None:
-        """Gives the running queues of a port a new memory."""
+        """Gives the running queues of a port a new memory. When this returns the old one and its log are left alone."""
     def attach_tap(self, port: int, pair: int, fd: int, accepts: list[str]) -> None:
         """Makes a queue of a tap interface (IFF_VNET_HDR, 12 bytes) a queue pair of the port."""
     def attach_replay(self, port: int, fd: int) -> None:

@@ -105,6 +105,8 @@ class Guest:
     memory: str = "384M"
     processors: int = 1
     boot_id: str = ""
+    incoming: Path | None = None
+    """A socket on which the guest is received from another QEMU: it does not boot, and runs once it has arrived."""
     process: PeerProcess | None = None
     _tags: itertools.count[int] = field(default_factory=itertools.count)
     _received: bytes = b""
@@ -127,6 +129,8 @@ class Guest:
             "-chardev", f"socket,id=agent,path={agent},server=on,wait=off", "-serial", "chardev:agent",
             "-qmp", f"unix:{monitor},server=on,wait=off",
         ]  # fmt: skip
+        if self.incoming is not None:
+            command += ["-incoming", f"unix:{self.incoming}"]
         for index, nic in enumerate(self.nics):
             command += nic.arguments(index)
         self.process = PeerProcess(self.name, command, self.directory / f"{self.name}.log")

@@ -5,6 +5,7 @@
  *
  *   transfer serve PORT                        accept TCP streams and echo UDP datagrams, IPv4 and IPv6, until killed
  *   transfer send HOST PORT MIB FLOWS          MIB mebibytes of TCP in FLOWS connections at once; status 0 if all arrived right
+ *   transfer pump HOST PORT FILE               one paced TCP stream until FILE exists; status 0 if all arrived right
  *   transfer echo HOST PORT COUNT SIZE         COUNT datagrams of SIZE bytes, one after the other, each compared when it returns
  *   transfer sniff INTERFACE MILLISECONDS      what the driver hands to the kernel: frames, longest, and those whose virtio-net
  *                                              header still asks for a checksum or for segmentation; SIGTERM ends it early
@@ -32,7 +33,9 @@
 #include <linux/virtio_net.h>
 
 enum { CHUNK = 256 * 1024 };                    /* a multiple of 8: words never straddle two chunks */
+enum { PAUSE = 20 };                            /* milliseconds between two chunks of a paced stream: 12.5 MiB/s at most */
 struct announcement { uint64_t seed, bytes; };  /* the first 16 bytes of a stream */
+static const uint64_t UNTIL_THE_END = UINT64_MAX; /* as the number of bytes: as many as come */
 
 static uint64_t word(uint64_t seed, uint64_t place)
 {
@@ -72,15 +75,17 @@ static socklen_t address(struct sockaddr_storage *to, const char *host, int port
 	return sizeof *v6;
 }
 
-static int read_all(int fd, void *to, size_t bytes)
+/* How many bytes came before the end. */
+static size_t read_some(int fd, void *to, size_t bytes)
 {
-	for (size_t got = 0; got < bytes;) {
+	size_t got = 0;
+	while (got < bytes) {
 		ssize_t n = read(fd, (char *)to + got, bytes - got);
 		if (n <= 0)
-			return 0;
+			break;
 		got += n;
 	}
-	return 1;
+	return got;
 }
 
 static void write_all(int fd, const void *from, size_t bytes)
@@ -99,14 +104,17 @@ static void receive_stream(int fd)
 	static uint64_t got[CHUNK / 8], want[CHUNK / 8];
 	struct announcement a;
 	char verdict[128] = "right\n";
-	if (!read_all(fd, &a, sizeof a))
+	if (read_some(fd, &a, sizeof a) < sizeof a)
 		return;
 	for (uint64_t offset = 0; offset < a.bytes; offset += CHUNK) {
 		size_t n = a.bytes - offset < CHUNK ? a.bytes - offset : CHUNK;
-		if (!read_all(fd, got, n)) {
+		size_t came = read_some(fd, got, n);
+		if (came < n && a.bytes != UNTIL_THE_END) {
 			snprintf(verdict, sizeof verdict, "ended in the chunk at byte %llu\n", (unsigned long long)offset);
 			break;
 		}
+		if (came < n)
+			a.bytes = offset + (n = came);
 		fill(want, a.seed, offset, n);
 		if (memcmp(got, want, n)) {
 			size_t at = 0;
@@ -161,22 +169,22 @@ static int serve(int port)
 	}
 }
 
-static int send_stream(const char *host, int port, uint64_t bytes, uint64_t seed)
+static int announce_stream(const char *host, int port, uint64_t bytes, uint64_t seed)
 {
-	static uint64_t data[CHUNK / 8];
 	struct sockaddr_storage to;
 	socklen_t length = address(&to, host, port);
 	struct announcement a = { seed, bytes };
-	char verdict[128] = "";
 	int fd = socket(to.ss_family, SOCK_STREAM, 0);
 	if (fd < 0 || connect(fd, (void *)&to, length) < 0)
 		fail("connect");
 	write_all(fd, &a, sizeof a);
-	for (uint64_t offset = 0; offset < bytes; offset += CHUNK) {
-		size_t n = bytes - offset < CHUNK ? bytes - offset : CHUNK;
-		fill(data, seed, offset, n);
-		write_all(fd, data, n);
-	}
+	return fd;
+}
+
+/* Read the answer of `receive_stream`; the exit status. */
+static int judge_stream(int fd, const char *host, uint64_t seed)
+{
+	char verdict[128] = "";
 	for (size_t got = 0; got < sizeof verdict - 1;) {
 		ssize_t n = read(fd, verdict + got, sizeof verdict - 1 - got);
 		if (n <= 0)
@@ -188,6 +196,35 @@ static int send_stream(const char *host, int port, uint64_t bytes, uint64_t seed
 		return 1;
 	}
 	return 0;
+}
+
+static int send_stream(const char *host, int port, uint64_t bytes, uint64_t seed)
+{
+	static uint64_t data[CHUNK / 8];
+	int fd = announce_stream(host, port, bytes, seed);
+	for (uint64_t offset = 0; offset < bytes; offset += CHUNK) {
+		size_t n = bytes - offset < CHUNK ? bytes - offset : CHUNK;
+		fill(data, seed, offset, n);
+		write_all(fd, data, n);
+	}
+	return judge_stream(fd, host, seed);
+}
+
+/* One stream of unknown length, slow enough to leave the machine to others, until `file` exists. */
+static int pump(const char *host, int port, const char *file)
+{
+	static uint64_t data[CHUNK / 8];
+	const uint64_t seed = (uint64_t)getpid() << 32 | (uint32_t)time(NULL);
+	int fd = announce_stream(host, port, UNTIL_THE_END, seed);
+	uint64_t offset = 0;
+	for (; access(file, F_OK) < 0; offset += CHUNK) {
+		fill(data, seed, offset, CHUNK);
+		write_all(fd, data, CHUNK);
+		usleep(PAUSE * 1000);
+	}
+	shutdown(fd, SHUT_WR);
+	printf("%llu MiB\n", (unsigned long long)offset >> 20);
+	return judge_stream(fd, host, seed);
 }
 
 static int send_streams(const char *host, int port, uint64_t bytes, int flows)
@@ -290,10 +327,13 @@ int main(int count, char **arguments)
 		return serve(atoi(arguments[2]));
 	if (count == 6 && !strcmp(arguments[1], "send"))
 		return send_streams(arguments[2], atoi(arguments[3]), (uint64_t)atoi(arguments[4]) << 20, atoi(arguments[5]));
+	if (count == 5 && !strcmp(arguments[1], "pump"))
+		return pump(arguments[2], atoi(arguments[3]), arguments[4]);
 	if (count == 6 && !strcmp(arguments[1], "echo"))
 		return echo(arguments[2], atoi(arguments[3]), atoi(arguments[4]), atoi(arguments[5]));
 	if (count == 4 && !strcmp(arguments[1], "sniff"))
 		return sniff(arguments[2], atoi(arguments[3]));
-	fputs("usage: transfer serve PORT | send HOST PORT MIB FLOWS | echo HOST PORT COUNT SIZE | sniff INTERFACE MILLISECONDS\n", stderr);
+	fputs("usage: transfer serve PORT | send HOST PORT MIB FLOWS | pump HOST PORT FILE | echo HOST PORT COUNT SIZE | "
+	      "sniff INTERFACE MILLISECONDS\n", stderr);
 	return 2;
 }

@@ -17,7 +17,7 @@ mod _core {
     #[pymodule_export]
     use super::guest::{Station, guest_memory_size};
     #[pymodule_export]
-    use super::memory::GuestMemory;
+    use super::memory::{DirtyLog, GuestMemory};
     #[pymodule_export]
     use super::queue::{Chain, DeviceQueue, DriverQueue, RingError, inflight_bytes, ring_parts};
     #[pymodule_export]

@@ -1,11 +1,13 @@
-//! Guest memory for Python: `viaduct._core.GuestMemory`.
+//! Guest memory for Python: `viaduct._core.GuestMemory` and `viaduct._core.DirtyLog`.
 
-use std::os::fd::{BorrowedFd, RawFd};
+use std::os::fd::{AsFd, BorrowedFd, RawFd};
 
 use pyo3::exceptions::PyValueError;
 use pyo3::prelude::*;
 use pyo3::types::PyBytes;
 use viaduct_memory::{RegionCache, RegionSpec, Span};
+
+use crate::descriptors::duplicate;
 
 /// An immutable table of memory regions that another process shares with us.
 #[pyclass(module = "viaduct._core", frozen)]
@@ -63,6 +65,12 @@ impl GuestMemory {
         Ok(GuestMemory { inner })
     }
 
+    fn with_log(&self, log: Option<&DirtyLog>) -> PyResult<GuestMemory> {
+        let log = log.map(|log| log.inner.clone());
+        let inner = self.inner.with_log(log).map_err(|error| PyValueError::new_err(error.to_string()))?;
+        Ok(GuestMemory { inner })
+    }
+
     fn read<'py>(&self, py: Python<'py>, addr: u64, len: usize) -> PyResult<Bound<'py, PyBytes>> {
         let spans = self.spans(addr, len)?;
         PyBytes::new_with(py, len, |mut bytes| {
@@ -81,6 +89,7 @@ impl GuestMemory {
             let (now, later) = data.split_at(span.len() as usize);
             // SAFETY: `self` keeps the memory alive and the span has this length.
             unsafe { span.write(0, now) };
+            self.inner.mark_written(span, span.len());
             data = later;
         }
         Ok(())
@@ -95,5 +104,31 @@ impl GuestMemory {
     #[getter]
     fn faulted(&self) -> bool {
         self.inner.faulted()
+    }
+}
+
+/// A log of written pages that a front-end shares with us.
+#[pyclass(module = "viaduct._core", frozen)]
+pub struct DirtyLog {
+    inner: viaduct_memory::DirtyLog,
+}
+
+#[pymethods]
+impl DirtyLog {
+    #[new]
+    #[pyo3(signature = (fd, size, offset = 0, event_fd = None))]
+    fn new(fd: RawFd, size: u64, offset: u64, event_fd: Option<RawFd>) -> PyResult<DirtyLog> {
+        let file = duplicate(fd)?;
+        let log = viaduct_memory::DirtyLog::new(file.as_fd(), offset, size)
+            .map_err(|error| PyValueError::new_err(error.to_string()))?;
+        let inner = match event_fd {
+            Some(event) => log.with_event(duplicate(event)?),
+            None => log,
+        };
+        Ok(DirtyLog { inner })
+    }
+
+    fn covers(&self, addr: u64, len: u64) -> bool {
+        self.inner.covers(addr, len)
     }
 }

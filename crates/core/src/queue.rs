@@ -80,6 +80,18 @@ pub struct Chain {
     queue: Option<u64>,
 }
 
+impl Chain {
+    /// Marks what was written in the log of a migration, which may have begun after the chain was taken.
+    fn mark_written(&self, memory: &viaduct_memory::GuestMemory, written: u32) {
+        let mut left = written.max(self.written);
+        for span in &self.spans[self.chain.readable.into()..] {
+            let here = left.min(span.len());
+            memory.mark_written(*span, here);
+            left -= here;
+        }
+    }
+}
+
 #[pymethods]
 impl Chain {
     #[getter]
@@ -179,6 +191,10 @@ impl DeviceQueue {
         self.queue.set_memory(memory.inner.clone()).map_err(ring_error)
     }
 
+    fn set_log_addr(&mut self, addr: Option<u64>) {
+        self.queue.set_log_addr(addr);
+    }
+
     fn attach_inflight(&mut self, fd: RawFd, offset: u64) -> PyResult<usize> {
         if fd < 0 {
             return Err(PyValueError::new_err(format!("{fd} is not a file descriptor")));
@@ -212,7 +228,10 @@ impl DeviceQueue {
             return Err(PyValueError::new_err(format!("{written} bytes written where there is room for {room}")));
         }
         match chain.queue.take() {
-            Some(number) if number == self.number => self.queue.complete(&chain.chain, written),
+            Some(number) if number == self.number => {
+                chain.mark_written(self.queue.memory(), written);
+                self.queue.complete(&chain.chain, written);
+            }
             Some(number) => {
                 chain.queue = Some(number);
                 return Err(PyValueError::new_err("the chain came from another queue"));

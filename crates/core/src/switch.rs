@@ -110,7 +110,7 @@ impl Switch {
     }
 
     #[pyo3(signature = (port, index, memory, *, layout, size, descriptor_addr, driver_addr, device_addr, base, event_idx,
-                        indirect, in_order, mergeable, header_len, kick_fd, call_fd))]
+                        indirect, in_order, mergeable, header_len, kick_fd, call_fd, log_addr))]
     #[expect(clippy::too_many_arguments, reason = "they have names in Python")]
     fn start_queue(
         &self,
@@ -131,6 +131,7 @@ impl Switch {
         header_len: u32,
         kick_fd: Option<RawFd>,
         call_fd: Option<RawFd>,
+        log_addr: Option<u64>,
     ) -> PyResult<()> {
         let layout = match layout {
             "split" => Layout::Split,
@@ -151,8 +152,9 @@ impl Switch {
             indirect,
             in_order,
         };
-        let queue = DeviceQueue::new(memory.inner.clone(), &config)
+        let mut queue = DeviceQueue::new(memory.inner.clone(), &config)
             .map_err(|error| PyValueError::new_err(error.to_string()))?;
+        queue.set_log_addr(log_addr);
         let kick = kick_fd.map(duplicate).transpose()?;
         let call = call_fd.map(duplicate).transpose()?;
         let queue = VhostQueue { queue, kick, call, enabled: false, header_len, mergeable };
@@ -170,6 +172,10 @@ impl Switch {
     fn set_call(&self, py: Python<'_>, port: u16, index: u16, fd: Option<RawFd>) -> PyResult<()> {
         let call = fd.map(duplicate).transpose()?;
         py.detach(|| self.inner.set_call(port, index, call)).map_err(to_python)
+    }
+
+    fn set_log_addr(&self, py: Python<'_>, port: u16, index: u16, addr: Option<u64>) -> PyResult<()> {
+        py.detach(|| self.inner.set_log_addr(port, index, addr)).map_err(to_python)
     }
 
     fn set_memory(&self, py: Python<'_>, port: u16, memory: &GuestMemory) -> PyResult<()> {

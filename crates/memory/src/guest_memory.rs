@@ -17,7 +17,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use crate::mapping::memfd;
-use crate::{Mapping, MappingError, Span, fault};
+use crate::{DirtyLog, Mapping, MappingError, Span, fault};
 
 /// Most regions a memory may have: the number of slots of KVM's memory map on x86, which is what front-ends ask for
 /// (vhost-user, VHOST_USER_GET_MAX_MEM_SLOTS).
@@ -120,6 +120,17 @@ pub enum MemoryError {
     /// There is no such region to remove.
     #[error("no region has guest address, size and user address of {0} (vhost-user, VHOST_USER_REM_MEM_REG)")]
     NoSuchRegion(RegionSpec),
+    /// The log of written pages ends before the region does.
+    #[error(
+        "{region} ends beyond {end:#x}, up to where the log has bits, one for each 4096 bytes; make the log larger first \
+         (vhost-user, \"Migration\")"
+    )]
+    NotLogged {
+        /// The region whose end has no bits.
+        region: RegionSpec,
+        /// The first address without one.
+        end: u128,
+    },
     /// Its file cannot be mapped.
     #[error("{region}: {source} (vhost-user, \"Memory region description\")")]
     Mapping {
@@ -174,12 +185,20 @@ impl Region {
     }
 }
 
-/// An immutable table of regions. Cloning is one reference count.
+/// An immutable table of regions. Cloning is one reference count, or two.
 #[derive(Clone, Default)]
 pub struct GuestMemory {
     /// Different for every table that has regions; 0 for those that have none.
     table: u64,
     regions: Arc<[Region]>,
+    logged: Option<Arc<Logged>>,
+}
+
+/// A log of written pages, and what finds the guest's address of a place in this process.
+struct Logged {
+    log: DirtyLog,
+    /// Regions by their addresses in this process: address, length, guest-physical address.
+    places: Box<[(usize, u64, u64)]>,
 }
 
 static TABLES: AtomicU64 = AtomicU64::new(0);
@@ -203,7 +222,7 @@ impl GuestMemory {
         GuestMemory::new().with_region(region, file)
     }
 
-    /// The same memory with one more region, mapped from `file`. The descriptor is closed.
+    /// The same memory with one more region, mapped from `file`, and without a log. The descriptor is closed.
     ///
     /// # Errors
     /// Every [`MemoryError`] but [`NoSuchRegion`](MemoryError::NoSuchRegion).
@@ -217,8 +236,8 @@ impl GuestMemory {
         Ok(GuestMemory::from_regions(below.iter().cloned().chain([new]).chain(above.iter().cloned()).collect()))
     }
 
-    /// The same memory without the region that has exactly these addresses and size; `mmap_offset` does not count
-    /// (vhost-user, VHOST_USER_REM_MEM_REG).
+    /// The same memory without the region that has exactly these addresses and size, and without a log; `mmap_offset` does
+    /// not count (vhost-user, VHOST_USER_REM_MEM_REG).
     ///
     /// # Errors
     /// [`MemoryError::NoSuchRegion`].
@@ -230,9 +249,47 @@ impl GuestMemory {
         Ok(GuestMemory::from_regions(below.iter().chain(above).cloned().collect()))
     }
 
+    /// The same memory, of which `log` is told what the device writes (vhost-user, "Migration"); `None` ends that.
+    ///
+    /// # Errors
+    /// [`MemoryError::NotLogged`].
+    pub fn with_log(&self, log: Option<DirtyLog>) -> Result<GuestMemory, MemoryError> {
+        let Some(log) = log else { return Ok(GuestMemory { logged: None, ..self.clone() }) };
+        let uncovered = self.regions().find(|spec| !log.covers(spec.guest_addr, spec.size));
+        if let Some(&region) = uncovered {
+            return Err(MemoryError::NotLogged { region, end: log.end() });
+        }
+        let mut places: Box<[_]> =
+            self.regions.iter().map(|region| (region.host(), region.spec.size, region.spec.guest_addr)).collect();
+        places.sort_unstable();
+        Ok(GuestMemory { logged: Some(Arc::new(Logged { log, places })), ..self.clone() })
+    }
+
+    /// The log of written pages, while there is one.
+    #[inline]
+    pub fn log(&self) -> Option<&DirtyLog> {
+        self.logged.as_ref().map(|logged| &logged.log)
+    }
+
+    /// Marks the first `len` bytes of `span`, which was translated by this memory and written before, in the log, if there
+    /// is one.
+    #[inline]
+    pub fn mark_written(&self, span: Span, len: u32) {
+        if let Some(logged) = &self.logged
+            && let Some(addr) = logged.guest_addr(span.as_ptr())
+        {
+            logged.log.mark(addr, len.min(span.len()).into());
+        }
+    }
+
+    /// The guest-physical address of a place that a translation gave, while there is a log.
+    pub fn logged_addr(&self, place: *const u8) -> Option<u64> {
+        self.logged.as_ref().and_then(|logged| logged.guest_addr(place))
+    }
+
     fn from_regions(regions: Arc<[Region]>) -> GuestMemory {
         let table = if regions.is_empty() { 0 } else { TABLES.fetch_add(1, Ordering::Relaxed) + 1 };
-        GuestMemory { table, regions }
+        GuestMemory { table, regions, logged: None }
     }
 
     fn check(&self, spec: &RegionSpec) -> Result<(), MemoryError> {
@@ -265,11 +322,12 @@ impl GuestMemory {
     }
 
     /// Whether an access to one of the mappings has faulted since it was made (the file was truncated): the memory
-    /// reads as zeroes there and its owner has to be cut off. One load as long as no mapping of the process has
-    /// faulted.
+    /// reads as zeroes there and its owner has to be cut off. The log counts too. One load as long as no mapping of the
+    /// process has faulted.
     #[inline]
     pub fn faulted(&self) -> bool {
-        fault::count() != 0 && self.regions.iter().any(|region| region.mapping.faulted())
+        fault::count() != 0
+            && (self.regions.iter().any(|region| region.mapping.faulted()) || self.log().is_some_and(DirtyLog::faulted))
     }
 
     /// The guest-physical range `addr .. addr + len` as a span, if it lies inside one region. `len` may be zero.
@@ -324,6 +382,17 @@ impl GuestMemory {
         region.spec.offset_of(AddressSpace::Guest, addr)?;
         let RegionSpec { guest_addr: start, size, .. } = region.spec;
         Some(RegionCache { table: self.table, start, size, host: region.host() })
+    }
+}
+
+impl Logged {
+    #[cold]
+    fn guest_addr(&self, place: *const u8) -> Option<u64> {
+        let place = place.addr();
+        let above = self.places.partition_point(|(host, ..)| *host <= place);
+        let (host, size, guest) = *self.places.get(above.checked_sub(1)?)?;
+        let offset = (place - host) as u64;
+        (offset < size).then(|| guest + offset)
     }
 }
 

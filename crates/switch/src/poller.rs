@@ -258,7 +258,7 @@ impl Poller {
     /// Cuts off the ports whose memory is gone: somewhere an access has faulted.
     #[cold]
     fn break_faulted(&self, fabric: &Fabric) {
-        let message = "the file behind the guest's memory became shorter than the front-end said when it shared it \
+        let message = "the file behind the guest's memory, or its log, became shorter than the front-end said when it shared it \
                        (vhost-user, Memory region description)";
         for port in fabric.all() {
             for (queue, slot) in port.inputs.iter().enumerate() {

@@ -6,7 +6,7 @@ use std::io::Write;
 use std::os::fd::{AsRawFd, OwnedFd};
 
 use viaduct_memory::{GuestMemory, Span, access};
-use viaduct_ring::{Batch, Chain, DeviceQueue};
+use viaduct_ring::{Batch, Chain, DeviceQueue, RingError};
 
 use crate::frame::{Frame, HEAD, Outgoing};
 use crate::net_header::NetHeader;
@@ -148,6 +148,8 @@ impl VhostInput {
 pub(crate) struct VhostOutput {
     ring: Vring,
     mergeable: bool,
+    /// Whether ordinary frames may take the short way: the header has 12 bytes, and nobody logs what is written.
+    short_way: bool,
     /// Buffers peeked at, of which those before `next` are used up and those before `consumed` are taken from the ring.
     ready: Batch,
     next: usize,
@@ -170,7 +172,20 @@ impl VhostOutput {
         // We look for buffers when there is a frame to deliver, so nobody needs to tell us about new ones.
         ring.queue.disable_notifications();
         let ready = Batch::with_capacity(LOOK_AHEAD);
-        VhostOutput { ring, mergeable, ready, next: 0, consumed: 0, fetched: 0, broken: None, _kick: kick }
+        let short_way = false;
+        let mut output = VhostOutput {
+            ring,
+            mergeable,
+            short_way,
+            ready,
+            next: 0,
+            consumed: 0,
+            fetched: 0,
+            broken: None,
+            _kick: kick,
+        };
+        output.find_way();
+        output
     }
 
     /// The ring, with no buffer held back from it.
@@ -204,6 +219,17 @@ impl VhostOutput {
 
     pub fn memory(&self) -> &GuestMemory {
         self.ring.queue.memory()
+    }
+
+    /// Goes on with a new memory table, which may have a log of written pages or none.
+    pub fn set_memory(&mut self, memory: GuestMemory) -> Result<(), RingError> {
+        let moved = self.queue().set_memory(memory);
+        self.find_way();
+        moved
+    }
+
+    fn find_way(&mut self) {
+        self.short_way = self.ring.header_len == NetHeader::LEN as u32 && self.memory().log().is_none();
     }
 
     /// Forgets the buffers that were only looked at.
@@ -278,11 +304,25 @@ impl VhostOutput {
         for index in taken {
             let chain = self.ready.chains[index];
             let written = left.min(chain.writable_len);
+            if self.memory().log().is_some() {
+                self.mark_written(&chain, written);
+            }
             self.ring.queue.complete(&chain, written);
             left -= written;
         }
         self.next += buffers;
         Put::Done
+    }
+
+    /// Marks the first `written` bytes of a buffer in the log of a migration: after they were written, and before the driver
+    /// is told of them.
+    #[cold]
+    fn mark_written(&self, chain: &Chain, mut written: u32) {
+        for span in self.ready.writable(chain) {
+            let here = written.min(span.len());
+            self.memory().mark_written(*span, here);
+            written -= here;
+        }
     }
 }
 
@@ -309,7 +349,7 @@ impl Sink for VhostOutput {
         let header_len = NetHeader::LEN as u32;
         let written = header_len + frame.len;
         let Some(chain) = self.ready.chains.get(self.next) else { return self.put(&frame.as_it_is(&[body])) };
-        if chain.writable != 1 || chain.writable_len < written || self.ring.header_len != header_len {
+        if chain.writable != 1 || chain.writable_len < written || !self.short_way {
             return self.put(&frame.as_it_is(&[body]));
         }
         let target = self.ready.spans[chain.first as usize].as_ptr();

@@ -10,10 +10,11 @@ from __future__ import annotations
 import logging
 import os
 import socket
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from viaduct.vhost_user import payloads as p
 from viaduct.vhost_user.device import Device, Inflight
+from viaduct.vhost_user.dirty_log import DirtyLog, in_force
 from viaduct.vhost_user.errors import RequestError
 from viaduct.vhost_user.event_fd import check_event_fd, signal
 from viaduct.vhost_user.memory_table import MemoryTable
@@ -21,6 +22,9 @@ from viaduct.vhost_user.protocol import IMPLEMENTED, MAX_MEM_SLOTS, Legal, Proto
 from viaduct.vhost_user.ring import Ring, check_size
 from viaduct.vhost_user.wire import Descriptors
 from viaduct.virtio.features import DeviceFeature, describe_features
+
+if TYPE_CHECKING:
+    from viaduct._core import GuestMemory
 
 log = logging.getLogger("viaduct.vhost_user")
 
@@ -45,6 +49,10 @@ class BackendState:
         self.protocol_features = ProtocolFeature(0)
         self.owned = False
         self.table = MemoryTable()
+        self.log: DirtyLog | None = None
+        """Of written pages; in force while LOG_ALL is acknowledged (vhost-user, "Migration")."""
+        self.log_event: int | None = None
+        """Told when pages have been logged."""
         self.rings = [Ring(index) for index in range(device.queue_count)]
         self.request_socket: socket.socket | None = None
         """The channel for requests of ours (vhost-user, "Back-end communication")."""
@@ -101,7 +109,7 @@ class BackendState:
                 bad = self._running([self.ring(payload.vring)])
             case Legal.RING_STOPPED_OR_SAME:
                 ring = self.ring(payload.vring)
-                bad = None if ring.addr == payload else self._running([ring])
+                bad = None if ring.lies_at(payload) else self._running([ring])
             case Legal.RINGS_STOPPED:
                 bad = self._running(self.rings)
             case Legal.RINGS_STOPPED_OR_SAME:
@@ -147,7 +155,10 @@ class BackendState:
                 'vhost-user, "VHOST_USER_SET_FEATURES"',
             )
         if payload.value != self.features:
+            relog = self._relog(self.log, payload.value)
             self.device.set_features(payload.value & ~DeviceFeature.PROTOCOL_FEATURES)
+            if relog is not None:
+                self.device.set_memory(relog)
             self.features = payload.value
         if not payload.value & DeviceFeature.PROTOCOL_FEATURES:
             for ring in self.rings:
@@ -207,7 +218,7 @@ class BackendState:
                         f"an empty memory table while ring {ring.index} runs", "regions that hold it", _MEMORY
                     )
                 ring.check_place(table, self.features or 0)
-        self.device.set_memory(table.memory)
+        self.device.set_memory(self._logged(table, in_force(self.log, self.features)))
         self.table = table
         self._start_ready()
 
@@ -226,10 +237,12 @@ class BackendState:
 
     def set_vring_addr(self, payload: p.VringAddr, fds: Descriptors) -> None:
         ring = self.ring(payload.vring)
-        old, ring.addr = ring.addr, payload
+        before, old, ring.addr = ring.log_addr, ring.addr, payload
         try:
             if self.features is not None:
-                ring.check_place(self.table, self.features)
+                self._check_place(ring, self.features)
+            if ring.started and ring.log_addr != before:
+                self.device.set_log_addr(ring.index, ring.log_addr)
             self._start_if_ready(ring)
         except BaseException:
             ring.addr = old
@@ -308,11 +321,16 @@ class BackendState:
         vring = ring.vring(self.features)
         if vring is None:
             return
-        ring.check_place(self.table, self.features)
+        self._check_place(ring, self.features)
         self.device.start_queue(vring)
         ring.started, ring.failure = True, None
         if ring.enabled:
             self.device.enable_queue(ring.index, True)
+
+    def _check_place(self, ring: Ring, features: int) -> None:
+        ring.check_place(self.table, features)
+        if log := in_force(self.log, features):
+            log.check_ring(ring, features)
 
     def _start_ready(self) -> None:
         """Features or memory have changed: starts what waited for it. What lies outside the memory goes on waiting."""
@@ -360,6 +378,9 @@ class BackendState:
         for ring in self.rings:
             self._stop(ring)
             ring.forget()
+        if (relog := self._relog(None, None)) is not None:
+            self.device.set_memory(relog)
+        self._drop_log()
         self.features = None
         self.device.reset()
 
@@ -391,18 +412,52 @@ class BackendState:
         check_size(payload.queue_size, DeviceFeature.RING_PACKED)
 
     def set_log_base(self, payload: p.Log, fds: Descriptors) -> Answer:
-        if fds and payload.offset + payload.size > (size := os.fstat(fds.peek()[0]).st_size):
-            raise RequestError(
-                f"a log of {payload.size:#x} bytes at offset {payload.offset:#x}",
-                f"a part of the file's {size:#x} bytes",
-                'vhost-user, "Log description"',
-            )
-        self.device.set_log(fds.peek()[0] if fds else None, payload.size, payload.offset)
+        if not fds:
+            raise RequestError("a log in no file", "one of at least 1 byte with its file descriptor", _LOG)
+        self._replace_log(DirtyLog(fds.peek()[0], payload.size, payload.offset, self.log_event))
         return Answer(())
 
     def set_log_fd(self, payload: p.Empty, fds: Descriptors) -> None:
         check_event_fd(fds.peek()[0])
-        self.device.set_log_fd(fds.peek()[0])
+        if self.log is not None:
+            self._replace_log(DirtyLog(self.log.fd, self.log.size, self.log.offset, fds.peek()[0]))
+        old, self.log_event = self.log_event, fds.take()
+        if old is not None:
+            os.close(old)
+
+    def _replace_log(self, log: DirtyLog) -> None:
+        """Puts a log in the place of another. When this returns nothing is logged in the old one any more: that is when
+        the front-end takes its last bits."""
+        try:
+            log.check(self.table, self.rings, self.features or 0)
+            relog = self._relog(log, self.features)
+            if relog is not None:
+                self.device.set_memory(relog)
+        except BaseException:
+            log.close()
+            raise
+        self._drop_log()
+        self.log = log
+
+    def _relog(self, log: DirtyLog | None, features: int | None) -> GuestMemory | None:
+        """The memory as it is to be logged from now on; None if nothing changes."""
+        new = in_force(log, features)
+        if new is in_force(self.log, self.features) or not self.table.regions:
+            return None
+        if new is not None:
+            new.check(self.table, self.rings, features or 0)
+        return self._logged(self.table, new)
+
+    def _logged(self, table: MemoryTable, log: DirtyLog | None) -> GuestMemory:
+        if log is None:
+            return table.memory
+        log.check(table, (), self.features or 0)
+        return table.memory.with_log(log.mapped)
+
+    def _drop_log(self) -> None:
+        if self.log is not None:
+            self.log.close()
+            self.log = None
 
     def set_backend_req_fd(self, payload: p.Empty, fds: Descriptors) -> None:
         fd = os.dup(fds.peek()[0])
@@ -444,8 +499,13 @@ class BackendState:
                 log.exception("the device failed to stop queue %d", ring.index)
             ring.close()
         self.close_request_socket()
+        self._drop_log()
+        if self.log_event is not None:
+            os.close(self.log_event)
+            self.log_event = None
         self.table = MemoryTable()
 
 
 _MEMORY = 'vhost-user, "Memory access"'
+_LOG = 'vhost-user, "Log description" and "Migration"'
 _CHANNEL = 'vhost-user, "Back-end communication"'

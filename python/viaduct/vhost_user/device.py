@@ -63,6 +63,8 @@ class Vring(msgspec.Struct, frozen=True):
     call_fd: int | None
     """None: the driver polls and wants no notification."""
     err_fd: int | None
+    log_addr: int | None = None
+    """Where writes to the device part are logged while the memory has a log; None: they are not."""
 
 
 class Inflight(msgspec.Struct, frozen=True):
@@ -123,7 +125,8 @@ class Device:
         """The driver and the front-end acknowledged `features`, a subset of those offered."""
 
     def set_memory(self, memory: GuestMemory) -> None:
-        """A new immutable memory table; queues may be running and lie in it."""
+        """A new immutable memory table; queues may be running and lie in it. During a migration it has a log of written
+        pages."""
 
     def start_queue(self, vring: Vring) -> None:
         """The queue starts, disabled: `enable_queue` follows at once if it is enabled (vhost-user, "Ring states")."""
@@ -183,11 +186,6 @@ class Device:
         """The buffer of a session before this one. The descriptor is closed after this returns: map or duplicate it."""
         raise NotImplementedError(f"{type(self).__name__} does not track requests in flight")
 
-    def set_log(self, fd: int | None, size: int, offset: int) -> None:
-        """The dirty-page log of a migration (protocol feature LOG_SHMFD). The descriptor is closed after this
-        returns."""
-        raise NotImplementedError(f"{type(self).__name__} does not log dirty pages")
-
-    def set_log_fd(self, fd: int) -> None:
-        """An eventfd to signal when the log has changed. The descriptor is closed after this returns."""
-        raise NotImplementedError(f"{type(self).__name__} does not log dirty pages")
+    def set_log_addr(self, index: int, addr: int | None) -> None:
+        """Where writes to the device part of a started queue are logged, see `Vring.log_addr` (protocol feature
+        LOG_SHMFD and virtio feature LOG_ALL). The log itself comes with the memory, in `set_memory`."""

@@ -81,7 +81,7 @@ class Legal(Enum):
     ALWAYS = "always"
     ONCE = "once in a connection"
     RING_STOPPED = "while the ring is stopped"
-    RING_STOPPED_OR_SAME = "while the ring is stopped, or with the values it runs with"
+    RING_STOPPED_OR_SAME = "while the ring is stopped, or with the place it has and another log"
     RINGS_STOPPED_OR_SAME = "while all rings are stopped, or with the value in force"
     RINGS_STOPPED = "while all rings are stopped"
 

@@ -79,6 +79,7 @@ class QueueDevice(Device):
             indirect=bool(self._negotiated & DeviceFeature.INDIRECT_DESC),
             in_order=bool(self._negotiated & DeviceFeature.IN_ORDER),
         )
+        core.set_log_addr(vring.log_addr)
         self._queues[vring.index] = _RunningQueue(self, vring, core)
 
     def enable_queue(self, index: int, enabled: bool) -> None:
@@ -99,6 +100,9 @@ class QueueDevice(Device):
 
     def set_call(self, index: int, fd: int | None) -> None:
         self._queues[index].call_fd = fd
+
+    def set_log_addr(self, index: int, addr: int | None) -> None:
+        self._queues[index].core.set_log_addr(addr)
 
     def disconnected(self, reason: str) -> None:
         self.memory = None

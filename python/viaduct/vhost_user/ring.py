@@ -17,6 +17,8 @@ from viaduct.virtio.features import DeviceFeature
 
 MAX_SIZE = 32768
 """Descriptors in a queue (virtio 1.2, 2.6 and 2.8)."""
+LOG_FLAG = 1
+"""VHOST_VRING_F_LOG in SET_VRING_ADDR (vhost-user, "A vring address description")."""
 PACKED_START = 0x8000_8000
 """Both indices zero, both wrap counters one (virtio 1.2, 2.8.1)."""
 
@@ -82,6 +84,16 @@ class Ring:
         self.failure: str | None = None
         """Why the device gave the running ring up."""
 
+    @property
+    def log_addr(self) -> int | None:
+        """Where writes to the used part are logged: as if it began at this guest-physical address. None: they are not
+        (VHOST_VRING_F_LOG)."""
+        return self.addr.log if self.addr is not None and self.addr.flags & LOG_FLAG else None
+
+    def lies_at(self, addr: VringAddr) -> bool:
+        """Whether the parts lie there already; how they are logged does not count."""
+        return self.addr is not None and self.addr == addr._replace(flags=self.addr.flags, log=self.addr.log)
+
     def check_place(self, memory: MemoryTable, features: int) -> None:
         """Raises `RequestError` if size, alignment or place of what is known so far is wrong."""
         if self.size is None or self.addr is None:
@@ -119,6 +131,7 @@ class Ring:
             kick_fd=self.kick_fd,
             call_fd=self.call_fd,
             err_fd=self.err_fd,
+            log_addr=self.log_addr,
         )
 
     def set_kick(self, fd: int | None) -> None:

@@ -120,8 +120,5 @@ class RecordingDevice(Device):
             "set_inflight", inflight.mmap_size, inflight.mmap_offset, inflight.queue_count, inflight.queue_size
         )
 
-    def set_log(self, fd: int | None, size: int, offset: int) -> None:
-        self._record("set_log", size, offset)
-
-    def set_log_fd(self, fd: int) -> None:
-        self._record("set_log_fd")
+    def set_log_addr(self, index: int, addr: int | None) -> None:
+        self._record("set_log_addr", index, addr)

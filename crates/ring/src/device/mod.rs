@@ -14,6 +14,7 @@
 //! The layout is looked at once for a batch, except by `complete`, where the branch never changes.
 
 mod gather;
+mod log;
 mod packed;
 mod split;
 mod standing;
@@ -25,6 +26,7 @@ use viaduct_memory::{GuestMemory, Mapping, RegionCache};
 use crate::inflight::Region;
 use crate::layout::{Layout, Parts, QueueConfig};
 use crate::{Batch, Chain, RingError};
+use log::RingLog;
 use packed::Packed;
 use split::Split;
 
@@ -57,6 +59,8 @@ pub struct DeviceQueue {
     // The ring's parts point into it: it lives as long as they do.
     memory: GuestMemory,
     config: QueueConfig,
+    /// Where writes to the device part are logged.
+    log_addr: Option<u64>,
 }
 
 impl DeviceQueue {
@@ -73,7 +77,10 @@ impl DeviceQueue {
             Layout::Split => Ring::Split(Split::new(parts, config)),
             Layout::Packed => Ring::Packed(Packed::new(parts, config)?),
         };
-        Ok(DeviceQueue { ring, cache: RegionCache::default(), broken: None, memory, config: *config })
+        let cache = RegionCache::default();
+        let mut queue = DeviceQueue { ring, cache, broken: None, memory, config: *config, log_addr: None };
+        queue.find_log(&parts);
+        Ok(queue)
     }
 
     /// Says that the device never writes to this queue's buffers, as those of a network device's transmit queue: then the
@@ -99,6 +106,7 @@ impl DeviceQueue {
                 either!(self, ring => ring.relocate(parts));
                 self.cache = RegionCache::default();
                 self.memory = memory;
+                self.find_log(&parts);
                 Ok(())
             }
             Err(error) => {
@@ -106,6 +114,20 @@ impl DeviceQueue {
                 Err(error)
             }
         }
+    }
+
+    /// Says where writes to the device part are logged while the memory has a log: as if its first byte lay at this
+    /// address (vhost-user, VHOST_VRING_F_LOG in "A vring address description"). `None`: they are not.
+    pub fn set_log_addr(&mut self, addr: Option<u64>) {
+        self.log_addr = addr;
+        if let Ok(parts) = Parts::locate(&self.memory, &self.config) {
+            self.find_log(&parts);
+        }
+    }
+
+    fn find_log(&mut self, parts: &Parts) {
+        let log = RingLog::attach(&self.memory, parts, &self.config, self.log_addr);
+        either!(self, ring => ring.log = log);
     }
 
     /// Records chains in flight in memory that the front-end keeps (vhost-user, "Inflight I/O tracking"): this queue's part
@@ -120,7 +142,10 @@ impl DeviceQueue {
     pub fn attach_inflight(&mut self, mapping: Arc<Mapping>, offset: u64) -> Result<usize, RingError> {
         // The size was checked to be at most 32768.
         let region = Region::new(mapping, offset, self.config.layout, self.config.size as u16)?;
-        either!(self, ring => ring.attach(region))
+        let again = either!(self, ring => ring.attach(region))?;
+        // Taking up what is in flight may have changed descriptors.
+        self.set_log_addr(self.log_addr);
+        Ok(again)
     }
 
     /// The memory in which the queue lives.

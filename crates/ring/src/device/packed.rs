@@ -19,6 +19,7 @@ use viaduct_memory::{GuestMemory, RegionCache, Window};
 
 use super::WORK;
 use super::gather::Gather;
+use super::log::RingLog;
 use super::standing::{plausible, standing};
 use crate::descriptor::{AVAIL, BYTES, Descriptor, INDIRECT, NEXT, Position, USED, WRITE, packed_word};
 use crate::event::{Suppression, full_fence};
@@ -58,6 +59,7 @@ pub(super) struct Packed {
     /// Where an earlier device left a buffer unpublished in front of others, its id and number of descriptors.
     gap: Option<(Position, u16, u16)>,
     record: Option<Box<PackedRecord>>,
+    pub log: Option<Box<RingLog>>,
 }
 
 impl Packed {
@@ -91,6 +93,7 @@ impl Packed {
             first_slots: 0,
             gap: None,
             record: None,
+            log: None,
         };
         ring.correct(config.base);
         Ok(ring)
@@ -114,6 +117,9 @@ impl Packed {
         if let Some((at, id, slots)) = self.gap.take() {
             self.mark_rest(at, slots);
             self.store_word(at.index, packed_word(0, id, at.used()), Ordering::Release);
+            if let Some(log) = &self.log {
+                log.descriptors(at, slots.into());
+            }
         }
     }
 
@@ -422,6 +428,9 @@ impl Packed {
         if let Some(record) = &mut self.record {
             record.after_publish();
         }
+        if let Some(log) = &self.log {
+            log.descriptors(old, slots);
+        }
         // The descriptors are written before we read what the driver wants (2.8.10, 2.8.22), once for the batch.
         full_fence();
         let told = std::mem::replace(&mut self.told, true);
@@ -436,16 +445,24 @@ impl Packed {
 
     pub fn enable_notifications(&mut self) -> bool {
         let event = if self.event_idx { Suppression::At(self.next) } else { Suppression::Enable };
-        // SAFETY: the device event suppression structure.
-        unsafe { event.store(self.parts.device) };
+        self.suppress(event);
         full_fence();
         let flags = (self.load_word(self.next.index) >> 48) as u16;
         flags & (AVAIL | USED) == self.next.available() && self.outstanding < self.size.into()
     }
 
     pub fn disable_notifications(&mut self) {
+        self.suppress(Suppression::Disable);
+    }
+
+    /// Says which notifications we want.
+    #[inline(always)]
+    fn suppress(&self, event: Suppression) {
         // SAFETY: the device event suppression structure.
-        unsafe { Suppression::Disable.store(self.parts.device) };
+        unsafe { event.store(self.parts.device) };
+        if let Some(log) = &self.log {
+            log.device_part(0, 4);
+        }
     }
 }
 

@@ -12,6 +12,7 @@ use viaduct_memory::{GuestMemory, RegionCache, Window};
 
 use super::WORK;
 use super::gather::Gather;
+use super::log::RingLog;
 use crate::descriptor::{BYTES, Descriptor, INDIRECT, NEXT, WRITE};
 use crate::event::{SUPPRESS, full_fence, need_event};
 use crate::inflight::split::SplitRecord;
@@ -40,6 +41,7 @@ pub(super) struct Split {
     /// Our `idx` as the driver sees it.
     published: u16,
     record: Option<Box<SplitRecord>>,
+    pub log: Option<Box<RingLog>>,
 }
 
 impl Split {
@@ -66,6 +68,7 @@ impl Split {
             used,
             published: used,
             record: None,
+            log: None,
         }
     }
 
@@ -301,6 +304,9 @@ impl Split {
         if let Some(record) = &mut self.record {
             record.after_publish(new);
         }
+        if let Some(log) = &self.log {
+            log.used_elements(old, new);
+        }
         // `idx` is written before we read what the driver wants (2.7.7.2), once for the batch.
         full_fence();
         let told = std::mem::replace(&mut self.told, true);
@@ -319,12 +325,9 @@ impl Split {
     pub fn enable_notifications(&mut self) -> bool {
         if self.event_idx {
             // `flags` stays 0 (2.7.10.2); `avail_event` follows the last element of the used ring.
-            let event = 2 + 4 * usize::from(self.size);
-            // SAFETY: the field is counted in the used ring when EVENT_IDX is negotiated.
-            unsafe { store_u16(self.parts.device.cast::<u16>().add(event), self.next, Ordering::Relaxed) };
+            self.store_word(2 + 4 * usize::from(self.size), self.next);
         } else {
-            // SAFETY: `flags` of the used ring.
-            unsafe { store_u16(self.parts.device.cast(), 0, Ordering::Relaxed) };
+            self.store_word(0, 0);
         }
         full_fence();
         self.load_available() != self.next
@@ -333,8 +336,17 @@ impl Split {
     pub fn disable_notifications(&mut self) {
         // With EVENT_IDX an `avail_event` that stays behind is silence enough: it is passed once in 65536 chains.
         if !self.event_idx {
-            // SAFETY: `flags` of the used ring.
-            unsafe { store_u16(self.parts.device.cast(), SUPPRESS, Ordering::Relaxed) };
+            self.store_word(0, SUPPRESS);
+        }
+    }
+
+    /// Writes one of the words by which we ask for notifications: `flags`, or `avail_event` with EVENT_IDX.
+    #[inline(always)]
+    fn store_word(&self, at: usize, value: u16) {
+        // SAFETY: `flags` is the used ring's first word, and its last one is counted when EVENT_IDX is negotiated.
+        unsafe { store_u16(self.parts.device.cast::<u16>().add(at), value, Ordering::Relaxed) };
+        if let Some(log) = &self.log {
+            log.device_part(2 * at, 2);
         }
     }
 }

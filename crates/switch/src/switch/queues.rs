@@ -92,6 +92,19 @@ impl Switch {
         })
     }
 
+    /// Says where writes to the device part of a started queue are logged (vhost-user, VHOST_VRING_F_LOG).
+    pub fn set_log_addr(&self, number: u16, index: u16, addr: Option<u64>) -> Result<(), SwitchError> {
+        self.with_queue(number, index, |port, pair| {
+            if is_receive(index) {
+                if let Output::Vhost(output) = &mut port.outputs[pair].state.lock().output {
+                    output.queue().set_log_addr(addr);
+                }
+            } else if let Input::Vhost(input) = &mut port.inputs[pair].state.lock().input {
+                input.queue().set_log_addr(addr);
+            }
+        })
+    }
+
     /// Gives all running queues of a port a new memory table. A queue whose ring is not in it is broken; the first such
     /// error is returned.
     pub fn set_memory(&self, number: u16, memory: &GuestMemory) -> Result<(), SwitchError> {
@@ -109,7 +122,7 @@ impl Switch {
             for slot in &port.outputs {
                 if let Output::Vhost(output) = &mut slot.state.lock().output {
                     old.push(output.memory().clone());
-                    let moved = output.queue().set_memory(memory.clone());
+                    let moved = output.set_memory(memory.clone());
                     result = result.clone().and(moved);
                 }
             }

@@ -26,6 +26,7 @@ OFFERED = (
     | DeviceFeature.EVENT_IDX
     | DeviceFeature.RING_PACKED
     | DeviceFeature.IN_ORDER
+    | DeviceFeature.LOG_ALL
     | NetFeature.MRG_RXBUF
     | NetFeature.MQ
     | NetFeature.STATUS
@@ -152,6 +153,7 @@ class NetDevice(Device):
             | ProtocolFeature.REPLY_ACK
             | ProtocolFeature.MTU
             | ProtocolFeature.RARP
+            | ProtocolFeature.LOG_SHMFD
             | ProtocolFeature.STATUS
             | ProtocolFeature.RESET_DEVICE
             | ProtocolFeature.CONFIG
@@ -229,6 +231,7 @@ class NetDevice(Device):
             header_len=12 if features & (DeviceFeature.VERSION_1 | NetFeature.MRG_RXBUF) else 10,
             kick_fd=vring.kick_fd,
             call_fd=vring.call_fd,
+            log_addr=vring.log_addr,
         )
 
     def stop_queue(self, index: int) -> int:
@@ -244,6 +247,9 @@ class NetDevice(Device):
 
     def set_call(self, index: int, fd: int | None) -> None:
         self.port.data_path.set_call(self.port.number, index, fd)
+
+    def set_log_addr(self, index: int, addr: int | None) -> None:
+        self.port.data_path.set_log_addr(self.port.number, index, addr)
 
     def read_config(self, offset: int, size: int) -> bytes:
         space = self.net_config.pack().ljust(256, b"\0")

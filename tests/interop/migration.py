@@ -1,0 +1,252 @@
+"""Two hosts with a switch each, and a QEMU guest that moves between them while others talk with it.
+
+A host is a network namespace. Its switch has a port for the guest and a tap interface as its uplink; a bridge joins the
+uplink to one end of a cable, a pair of veth interfaces, whose other end is the other host's. On the first host's switch
+there is one more tap interface, behind which the namespace itself is the guest's peer: it pings, and both send each
+other a checked stream that lasts as long as it is watched.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import re
+import signal
+import subprocess
+import time
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from interop.back_end import PortSpec
+from interop.guest_image import TRANSFER, GuestImage
+from interop.network_namespace import NetworkNamespace
+from interop.peer_process import PATIENCE, PeerError, PeerProcess, require, wait_until
+from interop.qemu import Guest, Nic
+from interop.viaduct_switch import ViaductSwitch
+
+PEER, GUEST = "10.0.0.1", "10.0.0.2"
+MAC = "02:56:00:00:40:02"
+PORT = 5001
+PING_INTERVAL = 0.02
+MEMORY = "160M"
+ARRIVAL = 180.0
+"""Seconds that a migration may take on a machine that does a lot else."""
+
+
+@dataclass
+class Host:
+    """A namespace and the switch in it."""
+
+    name: str
+    namespace: NetworkNamespace
+    switch: ViaductSwitch
+    socket: Path
+
+
+@dataclass
+class Journey:
+    """How the guest fared on its way to another host."""
+
+    seconds: float
+    downtime: float
+    """Seconds in which it stood still, as QEMU says."""
+    passes: int
+    """How often QEMU went over the dirty pages."""
+    transferred: int
+    """Bytes."""
+
+    def __str__(self) -> str:
+        return (
+            f"{self.seconds:.1f} s, {self.passes} passes, {self.transferred / (1 << 20):.0f} MiB, "
+            f"stood still for {1000 * self.downtime:.0f} ms"
+        )
+
+
+@dataclass
+class Findings:
+    """What the peer saw."""
+
+    sent: int = 0
+    answered: int = 0
+    gap: float = 0.0
+    """Seconds: the longest time without an answer to a ping."""
+    streams: dict[str, str] = field(default_factory=dict)
+    """How much arrived, by direction."""
+
+    def __str__(self) -> str:
+        streams = ", ".join(f"{name} {amount}" for name, amount in self.streams.items())
+        return f"{self.answered} of {self.sent} pings answered, longest gap {1000 * self.gap:.0f} ms; {streams}, all right"
+
+
+class Site:
+    """Both hosts, and the guest."""
+
+    def __init__(self, directory: Path, image: GuestImage, packed: bool, transfer: Path) -> None:
+        self.directory = directory
+        self.image = image
+        self.packed = packed
+        self.transfer = transfer
+        self.hosts: list[Host] = []
+        self.here = 0
+        """Which host the guest is on."""
+        self.moves = 0
+        self.guest: Guest
+
+    @property
+    def peer(self) -> NetworkNamespace:
+        """Where the guest's peer is."""
+        return self.hosts[0].namespace
+
+    def arrive(self, host: Host, incoming: Path | None = None) -> Guest:
+        """A new QEMU on a host, with the same machine each time."""
+        guest = Guest(
+            f"guest{self.moves}",
+            self.image,
+            self.directory,
+            (Nic(host.socket, MAC, packed=self.packed),),
+            memory=MEMORY,
+            incoming=incoming,
+        )
+        guest.start()
+        return guest
+
+    def migrate(self) -> Journey:
+        """Move the guest to the other host. Raises PeerError unless it arrives."""
+        self.moves += 1
+        source, there = self.guest, self.hosts[1 - self.here]
+        way = self.directory / f"way{self.moves}"
+        destination = self.arrive(there, incoming=way)
+        try:
+            destination.process.wait_for(way.exists, "its socket for the guest") if destination.process else None
+            source.monitor("migrate-set-parameters", **{"max-bandwidth": 1 << 30, "downtime-limit": 300})
+            begin = time.monotonic()
+            source.monitor("migrate", uri=f"unix:{way}")
+            wait_until(lambda: self._arrived(source, destination), "the guest arrives", ARRIVAL)
+            seconds = time.monotonic() - begin
+            facts: Any = source.monitor("query-migrate")
+        except BaseException:
+            destination.kill()
+            raise
+        source.stop()
+        self.guest, self.here = destination, 1 - self.here
+        ram = facts["ram"]
+        return Journey(seconds, facts["downtime"] / 1000, ram["dirty-sync-count"], ram["transferred"])
+
+    def _arrived(self, source: Guest, destination: Guest) -> bool:
+        facts: Any = source.monitor("query-migrate")
+        if facts.get("status") in ("failed", "cancelled"):
+            raise PeerError(f"the migration {facts}\nsource:\n{source.evidence()}\ndestination:\n{destination.evidence()}")
+        if facts.get("status") != "completed":
+            return False
+        state: Any = destination.monitor("query-status")
+        return bool(state["running"])
+
+    def port_of_guest(self, host: Host) -> str | None:
+        """Behind which port a host's switch knows the guest."""
+        lines = [line.split() for line in host.switch.ask("macs").splitlines()]
+        found = [line for line in lines if MAC in line]
+        ports = {word for line in found for word in line if word in ("guest", "uplink", "peer")}
+        return ports.pop() if ports else None
+
+    @contextmanager
+    def watched(self) -> Iterator[Findings]:
+        """Pings and streams from before the `with` block until after it; they are judged at its end."""
+        findings = Findings()
+        stop = self.directory / f"stop{self.moves}"
+        enter, guest_stop = self.peer.enter, f"/tmp/{stop.name}"
+        transfer, log = str(self.transfer), self.directory
+        with contextlib.ExitStack() as ends:
+
+            def start(name: str, *words: str) -> PeerProcess:
+                process = PeerProcess(name, [*enter, *words], log / f"{name}{self.moves}.log")
+                ends.callback(process.stop)
+                return process
+
+            start("sink", transfer, "serve", str(PORT))
+            wait_until(lambda: f":{PORT:04X} " in self.peer.run(["cat", "/proc/net/tcp6"]), "the peer serves")
+            busybox = require("busybox", "busybox-static")
+            ping = start("ping", busybox, "ping", "-i", str(PING_INTERVAL), "-W", "10", GUEST)
+            inward = start("inward", transfer, "pump", GUEST, str(PORT), str(stop))
+            self.guest.run(
+                f"(transfer pump {PEER} {PORT} {guest_stop}; echo status $?) >/tmp/outward.log 2>&1 </dev/null &"
+            )
+            ping.wait_for_output("seq=10 ")
+            yield findings
+            stop.touch()
+            self.guest.run(f"touch {guest_stop}")
+            inward.wait_for(lambda: not inward.running(), "the end of the stream to the guest")
+            if inward.process.returncode:
+                raise PeerError(f"the stream to the guest: {inward.tail()}")
+            wait_until(lambda: "status" in self.guest.run("cat /tmp/outward.log"), "the end of the guest's stream")
+            outward = self.guest.run("cat /tmp/outward.log")
+            if "status 0" not in outward:
+                raise PeerError(f"the stream from the guest: {outward}")
+            findings.streams = {
+                "to the guest": inward.output().splitlines()[0],
+                "from the guest": outward.splitlines()[0],
+            }
+            ping.process.send_signal(signal.SIGINT)
+            ping.wait_for_output("packets transmitted")
+            judge_pings(ping.output(), findings)
+
+
+def judge_pings(output: str, findings: Findings) -> None:
+    """Reads what busybox's ping wrote."""
+    answers = [(int(seq), float(ms)) for seq, ms in re.findall(r"seq=(\d+) ttl=\d+ time=([\d.]+) ms", output)]
+    total = re.search(r"(\d+) packets transmitted, (\d+) packets received", output)
+    if total is None or len(answers) < 2:
+        raise PeerError(f"ping: {output[-2000:]}")
+    findings.sent, findings.answered = int(total[1]), int(total[2])
+    arrivals = sorted(seq * PING_INTERVAL + ms / 1000 for seq, ms in answers)
+    findings.gap = max(after - before for before, after in zip(arrivals, arrivals[1:], strict=False))
+
+
+@contextmanager
+def migration_site(directory: Path, image: GuestImage, packed: bool) -> Iterator[Site]:
+    """Two hosts, joined, and the guest running on the first."""
+    transfer = directory / "transfer"
+    subprocess.run([require("gcc", "gcc libc6-dev"), "-O2", "-o", str(transfer), str(TRANSFER)], check=True)
+    site = Site(directory, image, packed, transfer)
+    with ExitStack() as ends:
+        for name in ("a", "b"):
+            namespace = ends.enter_context(NetworkNamespace())
+            socket = directory / f"{name}.sock"
+            taps = ["uplink=tap:uplink"] + (["peer=tap:peer"] if name == "a" else [])
+            switch = ViaductSwitch(directory, [PortSpec("guest", socket)], taps, f"switch-{name}", namespace.enter)
+            switch.start()
+            ends.callback(switch.kill)
+            site.hosts.append(Host(name, namespace, switch, socket))
+        _lay_cable(*site.hosts)
+        site.peer.run(["ip", "addr", "add", f"{PEER}/24", "dev", "peer"])
+        site.peer.run(["ip", "link", "set", "peer", "up"])
+        site.guest = site.arrive(site.hosts[0])
+        ends.callback(lambda: site.guest.stop())
+        site.guest.wait_ready()
+        site.guest.configure(0, f"{GUEST}/24")
+        site.guest.serve_transfers(PORT)
+        yield site
+        site.guest.stop()
+        for host in site.hosts:
+            host.switch.stop()
+
+
+def _lay_cable(a: Host, b: Host) -> None:
+    """Joins the uplinks of two hosts."""
+    keeper = Path(a.namespace.enter[a.namespace.enter.index("--target") + 1])
+    b.namespace.run(["ip", "link", "add", "cable", "type", "veth", "peer", "name", "cable", "netns", str(keeper)])
+    for host in (a, b):
+        host.namespace.run(["ip", "link", "add", "joint", "type", "bridge"])
+        for interface in ("uplink", "cable"):
+            host.namespace.run(["ip", "link", "set", interface, "master", "joint"])
+        for interface in ("uplink", "cable", "joint"):
+            # No addresses of the hosts' own: nothing is to be heard on the cable but the guests.
+            host.namespace.run(["sh", "-c", f"echo 1 >/proc/sys/net/ipv6/conf/{interface}/disable_ipv6"])
+            host.namespace.run(["ip", "link", "set", interface, "up"])
+    for host in (a, b):
+        wait_until(
+            lambda host=host: "state UP" in host.namespace.run(["ip", "link", "show", "cable"]),  # type: ignore[misc]
+            f"the cable at host {host.name}",
+            PATIENCE,
+        )
