@@ -8,7 +8,8 @@ other a checked stream that lasts as long as it is watched.
 
 from __future__ import annotations
 
-import contextlib
+import itertools
+import json
 import re
 import signal
 import subprocess
@@ -77,7 +78,8 @@ class Findings:
 
     def __str__(self) -> str:
         streams = ", ".join(f"{name} {amount}" for name, amount in self.streams.items())
-        return f"{self.answered} of {self.sent} pings answered, longest gap {1000 * self.gap:.0f} ms; {streams}, all right"
+        pings = f"{self.answered} of {self.sent} pings answered, longest gap {1000 * self.gap:.0f} ms"
+        return f"{pings}; {streams}, all right"
 
 
 class Site:
@@ -119,7 +121,7 @@ class Site:
         way = self.directory / f"way{self.moves}"
         destination = self.arrive(there, incoming=way)
         try:
-            destination.process.wait_for(way.exists, "its socket for the guest") if destination.process else None
+            wait_until(way.exists, "the destination waits for the guest")
             source.monitor("migrate-set-parameters", **{"max-bandwidth": 1 << 30, "downtime-limit": 300})
             begin = time.monotonic()
             source.monitor("migrate", uri=f"unix:{way}")
@@ -137,18 +139,20 @@ class Site:
     def _arrived(self, source: Guest, destination: Guest) -> bool:
         facts: Any = source.monitor("query-migrate")
         if facts.get("status") in ("failed", "cancelled"):
-            raise PeerError(f"the migration {facts}\nsource:\n{source.evidence()}\ndestination:\n{destination.evidence()}")
+            raise PeerError(f"the migration: {facts}\n{source.evidence()}\n{destination.evidence()}")
         if facts.get("status") != "completed":
             return False
         state: Any = destination.monitor("query-status")
         return bool(state["running"])
 
-    def port_of_guest(self, host: Host) -> str | None:
-        """Behind which port a host's switch knows the guest."""
-        lines = [line.split() for line in host.switch.ask("macs").splitlines()]
-        found = [line for line in lines if MAC in line]
-        ports = {word for line in found for word in line if word in ("guest", "uplink", "peer")}
-        return ports.pop() if ports else None
+    def wait_known(self, host: Host, port: str) -> None:
+        """Wait until a host's switch has learned the guest's address behind a port."""
+
+        def known() -> bool:
+            stations: Any = json.loads(host.switch.ask("macs", "--json"))
+            return any((station["mac"], station["port"]) == (MAC, port) for station in stations)
+
+        wait_until(known, f"host {host.name} finds the guest at its port {port}")
 
     @contextmanager
     def watched(self) -> Iterator[Findings]:
@@ -157,7 +161,7 @@ class Site:
         stop = self.directory / f"stop{self.moves}"
         enter, guest_stop = self.peer.enter, f"/tmp/{stop.name}"
         transfer, log = str(self.transfer), self.directory
-        with contextlib.ExitStack() as ends:
+        with ExitStack() as ends:
 
             def start(name: str, *words: str) -> PeerProcess:
                 process = PeerProcess(name, [*enter, *words], log / f"{name}{self.moves}.log")
@@ -172,8 +176,9 @@ class Site:
             self.guest.run(
                 f"(transfer pump {PEER} {PORT} {guest_stop}; echo status $?) >/tmp/outward.log 2>&1 </dev/null &"
             )
-            ping.wait_for_output("seq=10 ")
+            ping.wait_for_output(" seq=", count=10)
             yield findings
+            ping.wait_for_output(" seq=", count=ping.output().count(" seq=") + 25)
             stop.touch()
             self.guest.run(f"touch {guest_stop}")
             inward.wait_for(lambda: not inward.running(), "the end of the stream to the guest")
@@ -200,7 +205,7 @@ def judge_pings(output: str, findings: Findings) -> None:
         raise PeerError(f"ping: {output[-2000:]}")
     findings.sent, findings.answered = int(total[1]), int(total[2])
     arrivals = sorted(seq * PING_INTERVAL + ms / 1000 for seq, ms in answers)
-    findings.gap = max(after - before for before, after in zip(arrivals, arrivals[1:], strict=False))
+    findings.gap = max(after - before for before, after in itertools.pairwise(arrivals))
 
 
 @contextmanager
@@ -237,9 +242,10 @@ def _lay_cable(a: Host, b: Host) -> None:
     keeper = Path(a.namespace.enter[a.namespace.enter.index("--target") + 1])
     b.namespace.run(["ip", "link", "add", "cable", "type", "veth", "peer", "name", "cable", "netns", str(keeper)])
     for host in (a, b):
-        host.namespace.run(["ip", "link", "add", "joint", "type", "bridge"])
+        busybox = require("busybox", "busybox-static")
+        host.namespace.run([busybox, "brctl", "addbr", "joint"])
         for interface in ("uplink", "cable"):
-            host.namespace.run(["ip", "link", "set", interface, "master", "joint"])
+            host.namespace.run([busybox, "brctl", "addif", "joint", interface])
         for interface in ("uplink", "cable", "joint"):
             # No addresses of the hosts' own: nothing is to be heard on the cable but the guests.
             host.namespace.run(["sh", "-c", f"echo 1 >/proc/sys/net/ipv6/conf/{interface}/disable_ipv6"])

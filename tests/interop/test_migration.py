@@ -9,7 +9,6 @@ import pytest
 
 from interop.guest_image import GuestImage
 from interop.migration import PEER, Site, migration_site
-from interop.peer_process import wait_until
 
 
 @pytest.fixture(params=["split", "packed"])
@@ -25,7 +24,7 @@ def test_there_and_back_under_traffic(site: Site) -> None:
         with site.watched() as findings:
             journey = site.migrate()
             # The announcement was heard across the cable.
-            wait_until(lambda: site.port_of_guest(home) == known_at_home, f"host a finds the guest at {known_at_home}")
+            site.wait_known(home, known_at_home)
         print(f"to host {site.hosts[site.here].name}: {journey}; {findings}")
         assert findings.answered > findings.sent // 2
     assert site.guest.checksum_errors() == 0
