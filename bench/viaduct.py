@@ -44,6 +44,9 @@ class Viaduct(BackEnd):
     polling = "busy"
     """How the poller waits. Throughput is measured with a poller that never sleeps, as the peers' never do."""
 
+    port_options = ",macs=0,storm=0"
+    """A peer has no such limits, and one measurement has 20,000 addresses on one port."""
+
     variable = "VIADUCT_COMMAND"
     """Environment variable that names the program to run, if not the one installed here."""
 
@@ -57,7 +60,7 @@ class Viaduct(BackEnd):
             raise ProgramError("there is no `viaduct` beside this Python or in PATH: make dev")
         words = [*base, "switch", "--control", str(self.directory / "control")]
         for index, path in enumerate(self.sockets):
-            words += ["--port", f"p{index}=vhost-user:{path}"]
+            words += ["--port", f"p{index}=vhost-user:{path}{self.port_options}"]
         words += ["--pollers", str(self.cpu), "--polling", self.polling, *options]
         self._program = Program(self.name, words, cpu=self.cpu)
         self.launched = self._program.started
@@ -122,3 +125,5 @@ class OtherViaduct(Viaduct):
     name = "viaduct-other"
     title = "Viaduct, other build"
     variable = "VIADUCT_OTHER"
+    port_options = os.environ.get("VIADUCT_OTHER_PORT_OPTIONS", "")
+    """An older build does not know the options of this one."""

@@ -199,6 +199,26 @@ class Switch:
         """Stops the port's queues and forgets its stations."""
     def change_port(self, port: int, vlan: int | None, trunk: list[tuple[int, int]], max_frame: int) -> None:
         """Changes a port while frames flow."""
+    def set_rules(
+        self,
+        port: int,
+        *,
+        macs: list[bytes],
+        spoofcheck: bool,
+        private: bool,
+        learn_limit: int,
+        rate: tuple[int, int, int],
+        rate_out: tuple[int, int, int],
+        storm: int,
+        unknown: int,
+    ) -> None:
+        """Gives a port other rules while frames flow. Rates are bits a second, frames a second, burst in microseconds;
+        `storm` and `unknown` frames a second; 0: no limit."""
+    def rule_stats(self, port: int) -> tuple[int, int, int, int]:
+        """Addresses learned now, frames whose source was not learned for the quota, addresses that came from other
+        ports, and times that the port had to wait for its rate."""
+    def take_flaps(self) -> list[tuple[str, int, int, int, int]]:
+        """Takes the addresses that go back and forth: address, VLAN, port before, port now, and how often."""
     def set_accepted(self, port: int, accepts: list[str]) -> None:
         """Which offloads may be left to the port's receiver: csum, tso4, tso6, ecn, uso."""
     def start_queue(

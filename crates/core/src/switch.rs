@@ -11,7 +11,9 @@ use pyo3::prelude::*;
 use pyo3::types::PyBytes;
 use viaduct_ring::{DeviceQueue, Layout, QueueConfig};
 use viaduct_switch::counters::DropReason;
-use viaduct_switch::{Offloads, Polling, PortConfig, QueueStats, SwitchError, VhostQueue, VlanMode, clock};
+use viaduct_switch::{
+    Offloads, Polling, PortConfig, QueueStats, Rate, Rules, SwitchError, VhostQueue, VlanMode, clock,
+};
 
 use crate::descriptors::duplicate;
 use crate::memory::GuestMemory;
@@ -102,6 +104,36 @@ impl Switch {
         max_frame: u32,
     ) -> PyResult<()> {
         py.detach(|| self.inner.change_port(port, vlan_mode(vlan, trunk), max_frame)).map_err(to_python)
+    }
+
+    #[pyo3(signature = (port, *, macs, spoofcheck, private, learn_limit, rate, rate_out, storm, unknown))]
+    #[expect(clippy::too_many_arguments, reason = "they have names in Python")]
+    fn set_rules(
+        &self,
+        py: Python<'_>,
+        port: u16,
+        macs: Vec<[u8; 6]>,
+        spoofcheck: bool,
+        private: bool,
+        learn_limit: u32,
+        rate: (u64, u64, u64),
+        rate_out: (u64, u64, u64),
+        storm: u64,
+        unknown: u64,
+    ) -> PyResult<()> {
+        let [rate, rate_out] = [rate, rate_out].map(|(bits, frames, burst)| Rate { bits, frames, burst });
+        let rules = Rules { macs, spoofcheck, private, learn_limit, rate, rate_out, storm, unknown };
+        py.detach(|| self.inner.set_rules(port, &rules)).map_err(to_python)
+    }
+
+    fn rule_stats(&self, py: Python<'_>, port: u16) -> PyResult<(u32, u64, u64, u64)> {
+        let stats = py.detach(|| self.inner.rule_stats(port)).map_err(to_python)?;
+        Ok((stats.learn.learned, stats.learn.unlearned, stats.learn.moved, stats.waits))
+    }
+
+    fn take_flaps(&self) -> Vec<(String, u16, u16, u16, u64)> {
+        let flaps = self.inner.take_flaps().into_iter();
+        flaps.map(|flap| (mac_text(flap.mac()), flap.vlan, flap.ports.0, flap.ports.1, flap.times)).collect()
     }
 
     fn set_accepted(&self, py: Python<'_>, port: u16, accepts: Vec<String>) -> PyResult<()> {
@@ -223,8 +255,7 @@ impl Switch {
 
     fn stations(&self, py: Python<'_>) -> Vec<(String, u16, u16, u8)> {
         let entries = py.detach(|| self.inner.stations());
-        let text = |mac: [u8; 6]| mac.map(|byte| format!("{byte:02x}")).join(":");
-        entries.into_iter().map(|entry| (text(entry.mac), entry.vlan, entry.port, entry.age)).collect()
+        entries.into_iter().map(|entry| (mac_text(entry.mac), entry.vlan, entry.port, entry.age)).collect()
     }
 
     fn port_stats(&self, py: Python<'_>) -> Vec<(u16, bool, Vec<QueueTuple>, Vec<QueueTuple>)> {
@@ -257,6 +288,10 @@ impl Switch {
     fn take_events(&self) -> Vec<(u16, u16, String)> {
         self.inner.take_events().into_iter().map(|event| (event.port, event.queue, event.message)).collect()
     }
+}
+
+fn mac_text(mac: [u8; 6]) -> String {
+    mac.map(|byte| format!("{byte:02x}")).join(":")
 }
 
 fn offloads(names: &[String]) -> PyResult<Offloads> {

@@ -58,12 +58,24 @@ drop_reasons! {
     ReservedGroup = "reserved_group",
     /// Received: its destination is behind the port from which it came, or no other port is in the VLAN.
     NoDestination = "no_destination",
+    /// Received: its source address is none of the port's own (spoofcheck).
+    Spoofed = "spoofed",
+    /// Received: its source address belongs to another port (mac).
+    Pinned = "pinned",
+    /// Received: for a private port, from another private port.
+    Private = "private",
+    /// Received: more broadcasts and multicasts than the port may send.
+    Storm = "storm",
+    /// Received: more frames for stations that nobody has heard than the port may send.
+    UnknownFlood = "unknown_flood",
     /// Received while the queue was disabled by the front-end.
     QueueDisabled = "queue_disabled",
     /// To send: nobody is connected to the port, or its driver has not started the queue.
     LinkDown = "link_down",
     /// To send: the receiver supplied no buffers.
     NoBuffers = "no_buffers",
+    /// To send: faster than the port may receive.
+    RateLimited = "rate_limited",
     /// To send: larger than the port's MTU or than the receiver's buffers.
     TooBig = "too_big",
     /// To send: an offload the receiver did not accept cannot be completed because the frame is not what its header says.

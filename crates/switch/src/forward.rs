@@ -32,6 +32,7 @@ use crate::counters::{DropReason, QueueCounters};
 use crate::fabric::{Fabric, SourceId};
 use crate::frame::Frame;
 use crate::mac_table::MacKey;
+use crate::policer::Grant;
 use crate::port::{Input, InputState, Output, OutputQueue, Port};
 use crate::sink::Sink;
 use crate::software_offload::SoftwareOffload;
@@ -51,6 +52,8 @@ pub(crate) enum Progress {
     Moved(usize),
     /// Frames are there, and wait for room.
     Waiting,
+    /// Frames are there, and the port may not send them before that many ticks have passed.
+    Throttled(u64),
     /// The source is broken and has to be stopped.
     Broken(String),
 }
@@ -114,7 +117,7 @@ impl Forwarder {
             replay.started |= fabric.all().any(|other| other.number != port.number && !other.live.is_empty());
         }
         self.batch.clear();
-        let count = match state.input.receive(&mut self.batch, BATCH) {
+        let mut count = match state.input.receive(&mut self.batch, BATCH) {
             Ok(0) => return Progress::Idle,
             Ok(count) => count,
             Err(error) => {
@@ -131,6 +134,13 @@ impl Forwarder {
             }
             state.released(count);
             return Progress::Moved(count);
+        }
+        if let Some(shaper) = &port.admission.shaper {
+            match shaper.grant(&self.batch.chains, state.input.header_len(), &mut state.charged, clock::ticks()) {
+                Grant::Frames(granted) => count = granted,
+                Grant::In(ticks) => return Progress::Throttled(ticks),
+            }
+            self.batch.chains.truncate(count);
         }
         self.warm_up(fabric, state.last_route, count);
         let pending = self.parse(fabric, port, state, &slot.counters);

@@ -4,6 +4,7 @@
 //! the parts of that way each have their file: [`frame`] and [`net_header`], [`mac_table`], [`vlan`], the kinds of port
 //! ([`vhost`], [`tap`], [`pcap`]) and [`offload`].
 
+mod admission;
 mod capture;
 pub mod clock;
 pub mod counters;
@@ -12,11 +13,13 @@ mod fabric;
 mod forward;
 mod frame;
 mod frame_pool;
+mod mac_rights;
 pub mod mac_table;
 pub mod net_header;
 mod null;
 pub mod offload;
 mod pcap;
+mod policer;
 mod poller;
 pub mod poller_counters;
 mod port;
@@ -27,10 +30,13 @@ mod tap;
 mod vhost;
 mod vlan;
 
+pub use admission::Rules;
 pub use capture::{Capture, CapturedFrame};
 pub use event::Event;
 pub use frame::Offloads;
+pub use mac_rights::{Flap, LearnStats};
+pub use policer::Rate;
 pub use poller::Polling;
-pub use switch::{PollerStats, PortConfig, PortStats, QueueStats, Switch, SwitchError};
+pub use switch::{PollerStats, PortConfig, PortStats, QueueStats, RuleStats, Switch, SwitchError};
 pub use vhost::VhostQueue;
 pub use vlan::VlanMode;

@@ -23,6 +23,9 @@ use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 
 use parking_lot::Mutex;
 
+use crate::mac_rights::MacRights;
+use crate::vlan::VlanMode;
+
 /// Ports are numbered below this.
 pub const MAX_PORTS: usize = 4096;
 /// Buckets in the table.
@@ -75,6 +78,7 @@ pub struct MacTable {
     inverse: u64,
     /// Held to insert, so that an address gets one entry; look-ups and refreshes take no lock.
     inserting: Mutex<()>,
+    pub(crate) rights: MacRights,
 }
 
 impl Default for MacTable {
@@ -104,6 +108,7 @@ impl MacTable {
             multiplier,
             inverse: inverse & KEY_MASK,
             inserting: Mutex::new(()),
+            rights: MacRights::new(),
         }
     }
 
@@ -167,30 +172,64 @@ impl MacTable {
         self.find(key).map(|(_, word)| port_of(word))
     }
 
-    /// Notes that the station was heard on `port`.
+    /// Notes that the station was heard on `port`. False: its address belongs to another port, which it may not have.
     #[inline(always)]
-    pub fn learn(&self, key: MacKey, port: u16) {
+    pub fn learn(&self, key: MacKey, port: u16) -> bool {
         let fresh = u64::from(port) << PORT_SHIFT | self.epoch.load(Relaxed);
         match self.find(key) {
-            Some((_, word)) if word & ((1 << TAG_SHIFT) - 1) == fresh => {}
-            // Lost to a concurrent change of the same entry: that one is as fresh, or the next frame tries again.
-            Some((slot, word)) => {
-                let _ = slot.compare_exchange(word, (word >> TAG_SHIFT) << TAG_SHIFT | fresh, Relaxed, Relaxed);
-            }
+            Some((_, word)) if word & ((1 << TAG_SHIFT) - 1) == fresh => true,
+            Some((slot, word)) => self.refresh(slot, word, key, fresh),
             None => self.insert(key, fresh),
         }
     }
 
+    /// Gives an entry another port or age.
     #[cold]
-    fn insert(&self, key: MacKey, fresh: u64) {
+    fn refresh(&self, slot: &AtomicU64, word: u64, key: MacKey, fresh: u64) -> bool {
+        let (from, to) = (port_of(word), port_of(fresh));
+        let (mac, vlan) = self.unmix(key.bucket, key.tag);
+        if from != to {
+            if self.rights.is_denied(mac, vlan, to) {
+                return false;
+            }
+            if !self.rights.has_room(to) {
+                return true;
+            }
+        }
+        // Lost to a concurrent change of the same entry: that one is as fresh, or the next frame tries again.
+        let changed = slot.compare_exchange(word, (word >> TAG_SHIFT) << TAG_SHIFT | fresh, Relaxed, Relaxed).is_ok();
+        if changed && from != to {
+            self.rights.lost(from);
+            self.rights.gained(to);
+            self.rights.note_move(mac, vlan, from, to);
+        }
+        true
+    }
+
+    #[cold]
+    fn insert(&self, key: MacKey, fresh: u64) -> bool {
+        let port = port_of(fresh);
+        let (mac, vlan) = self.unmix(key.bucket, key.tag);
+        if self.rights.is_denied(mac, vlan, port) {
+            return false;
+        }
+        if self.rights.has_room(port) {
+            self.place(key, fresh);
+        }
+        true
+    }
+
+    fn place(&self, key: MacKey, fresh: u64) {
         let _one_at_a_time = self.inserting.lock();
         if self.find(key).is_some() {
             return;
         }
+        let port = port_of(fresh);
         let second = second_bucket(key.bucket, key.tag);
         for (bucket, tag) in [(key.bucket, key.tag), (second, key.tag | 1 << TAG_SHIFT)] {
             for slot in &self.buckets[bucket as usize].0 {
                 if slot.compare_exchange(0, tag | fresh, Relaxed, Relaxed).is_ok() {
+                    self.rights.gained(port);
                     return;
                 }
             }
@@ -199,7 +238,27 @@ impl MacTable {
         let epoch = self.epoch.load(Relaxed);
         let age = |slot: &&AtomicU64| epoch.wrapping_sub(slot.load(Relaxed)) & AGE_MASK;
         if let Some(oldest) = self.buckets[second as usize].0.iter().max_by_key(age) {
-            oldest.store(key.tag | 1 << TAG_SHIFT | fresh, Relaxed);
+            let gone = oldest.swap(key.tag | 1 << TAG_SHIFT | fresh, Relaxed);
+            self.rights.lost(port_of(gone));
+            self.rights.gained(port);
+        }
+    }
+
+    /// Gives addresses to a port in the VLANs that it carries; they are known from now on, and no other port can have
+    /// them. Those that it had before are free.
+    pub(crate) fn pin(&self, port: u16, macs: &[u64], vlans: &VlanMode) {
+        self.rights.pin(port, macs, vlans);
+        self.remove_if(|index, word| {
+            let (mac, vlan) = self.unmix(index, word);
+            self.rights.is_denied(mac, vlan, port_of(word))
+        });
+        self.restore_pinned();
+    }
+
+    /// Pinned addresses do not age and are not forgotten.
+    fn restore_pinned(&self) {
+        for (mac, vlan, port) in self.rights.standing() {
+            self.learn(self.key(mac, vlan), port);
         }
     }
 
@@ -207,20 +266,24 @@ impl MacTable {
     pub fn tick(&self) -> usize {
         let epoch = (self.epoch.load(Relaxed) + 1) & AGE_MASK;
         self.epoch.store(epoch, Relaxed);
-        self.remove_if(|word| epoch.wrapping_sub(word) & AGE_MASK >= AGE_EPOCHS)
+        self.restore_pinned();
+        self.remove_if(|_, word| epoch.wrapping_sub(word) & AGE_MASK >= AGE_EPOCHS)
     }
 
     /// Forgets the stations behind `port`. Returns how many there were.
     pub fn forget_port(&self, port: u16) -> usize {
-        self.remove_if(|word| port_of(word) == port)
+        let removed = self.remove_if(|_, word| port_of(word) == port);
+        self.restore_pinned();
+        removed
     }
 
-    fn remove_if(&self, condemned: impl Fn(u64) -> bool) -> usize {
+    /// `condemned` gets an entry and its bucket.
+    fn remove_if(&self, condemned: impl Fn(u32, u64) -> bool) -> usize {
         let _no_insertion = self.inserting.lock();
         let mut opened = vec![false; BUCKETS];
         let mut removed = 0;
         for (index, opened) in opened.iter_mut().enumerate() {
-            let (here, was_full) = self.remove_from(index, &condemned);
+            let (here, was_full) = self.remove_from(index, |word| condemned(index as u32, word));
             *opened = was_full && here > 0;
             removed += here;
         }
@@ -254,6 +317,7 @@ impl MacTable {
             let word = slot.load(Relaxed);
             was_full &= word != 0;
             if word != 0 && condemned(word) && slot.compare_exchange(word, 0, Relaxed, Relaxed).is_ok() {
+                self.rights.lost(port_of(word));
                 here += 1;
             }
         }

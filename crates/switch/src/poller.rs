@@ -192,7 +192,7 @@ impl Poller {
                     moved = true;
                     true
                 }
-                Progress::Waiting => true,
+                Progress::Waiting | Progress::Throttled(_) => true,
                 Progress::Idle => {
                     !spin.is_over(before.wrapping_sub(each.last_frame))
                         || with_input(&guard, each.source, Input::arm).unwrap_or(false)

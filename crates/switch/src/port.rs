@@ -5,6 +5,7 @@ use std::sync::Arc;
 use parking_lot::Mutex;
 use viaduct_ring::Batch;
 
+use crate::admission::Admission;
 use crate::capture::Capture;
 use crate::counters::QueueCounters;
 use crate::frame::Offloads;
@@ -116,6 +117,8 @@ pub(crate) struct InputState {
     pub done: u64,
     /// Which of them have been counted as received, likewise.
     pub counted: u64,
+    /// How many of them, from the oldest on, have been paid for where the port has a rate.
+    pub charged: usize,
     /// The route of the last frame: probably that of the next.
     pub last_route: u32,
     /// The driver broke its ring, or its memory is gone: not to be touched again before it is restarted.
@@ -128,6 +131,7 @@ impl InputState {
     pub fn released(&mut self, count: usize) {
         self.done = self.done.checked_shr(count as u32).unwrap_or(0);
         self.counted = self.counted.checked_shr(count as u32).unwrap_or(0);
+        self.charged = self.charged.saturating_sub(count);
     }
 }
 
@@ -163,6 +167,8 @@ pub(crate) struct Port {
     pub name: String,
     pub number: u16,
     pub vlan: VlanMode,
+    /// What it may do besides, and how fast.
+    pub admission: Admission,
     /// Longest frame that may be sent there unsegmented, without tag.
     pub max_frame: u32,
     /// What the receiver accepts.

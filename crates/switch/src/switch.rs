@@ -3,6 +3,7 @@
 mod attach;
 mod error;
 mod queues;
+mod rules;
 mod stats;
 
 use std::os::fd::OwnedFd;
@@ -12,6 +13,7 @@ use std::thread::JoinHandle;
 
 use parking_lot::RwLock;
 
+use crate::admission::Admission;
 use crate::capture::Capture;
 use crate::event::{Event, Events};
 use crate::fabric::{Fabric, SourceId};
@@ -23,6 +25,7 @@ use crate::port::{InputQueue, OutputQueue, Port};
 use crate::vlan::VlanMode;
 
 pub use error::SwitchError;
+pub use rules::RuleStats;
 pub use stats::{PollerStats, PortStats, QueueStats};
 
 /// What a port is when it is made; its queues start later.
@@ -55,6 +58,8 @@ impl Switch {
     /// is written when there are events.
     pub fn new(pollers: &[Option<usize>], polling: Polling, signal: OwnedFd) -> Result<Switch, SwitchError> {
         let macs = Arc::new(MacTable::new());
+        let twin = signal.try_clone().map_err(|error| SwitchError::System("the eventfd cannot be shared", error))?;
+        macs.rights.signal(twin);
         let mut switch = Switch {
             fabric: Arc::new(RwLock::new(Fabric::new(pollers.len(), macs.clone()))),
             macs,
@@ -106,6 +111,7 @@ impl Switch {
             name: config.name,
             number,
             vlan: config.vlan,
+            admission: Admission::default(),
             max_frame: if config.max_frame == 0 { u32::MAX } else { config.max_frame },
             accepts: Offloads::NONE,
             inputs: (0..pairs).map(|_| InputQueue::default()).collect(),
@@ -129,6 +135,7 @@ impl Switch {
         for (queue, slot) in port.inputs.iter().enumerate() {
             self.forget_source(&mut fabric, SourceId { port: number, queue: queue as u16 }, slot);
         }
+        self.macs.rights.reset(number);
         drop(fabric);
         self.macs.forget_port(number);
         // What the port had mapped is unmapped here, with the pollers running.
@@ -138,10 +145,12 @@ impl Switch {
 
     /// Changes what can be changed of a port while it runs: VLANs and frame size.
     pub fn change_port(&self, number: u16, vlan: VlanMode, max_frame: u32) -> Result<(), SwitchError> {
+        let vlan_of_pins = vlan.clone();
         self.with_port(number, |port| {
             port.vlan = vlan;
             port.max_frame = if max_frame == 0 { u32::MAX } else { max_frame };
         })?;
+        self.macs.rights.move_pins(number, &vlan_of_pins);
         self.macs.forget_port(number);
         Ok(())
     }

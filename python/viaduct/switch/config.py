@@ -20,6 +20,9 @@ from typing import Any, ClassVar, Literal, get_args
 
 import msgspec
 
+from .config_error import ConfigError as ConfigError
+from .port_rules import LEARN_LIMIT, STORM_LIMIT, PortRules, format_mac
+
 PORT_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,62}")
 """What a port may be called."""
 
@@ -42,35 +45,8 @@ Polling = Literal["adaptive", "busy", "interrupt"]
 """How pollers wait: spin while packets flow and then sleep, never sleep, or never spin."""
 
 
-class ConfigError(ValueError):
-    """A configuration that cannot be: what was found, what is allowed, and for which key.
-
-    `key` is the path to the offending value from the top of the configuration, such as `("ports", "vm1", "queues")`.
-    `source` says where that stands (`net.toml:7`), once known.
-    """
-
-    def __init__(self, problem: str, key: tuple[str, ...] = (), source: str | None = None) -> None:
-        super().__init__(problem)
-        self.problem = problem
-        self.key = key
-        self.source = source
-
-    def within(self, *outer: str) -> ConfigError:
-        """The same error seen from further outside: `outer` goes before the key."""
-        return ConfigError(self.problem, (*outer, *self.key), self.source)
-
-    def at(self, source: str) -> ConfigError:
-        """The same error with the place where it was found."""
-        return ConfigError(self.problem, self.key, source)
-
-    def __str__(self) -> str:
-        return ": ".join(part for part in (self.source, ".".join(self.key), self.problem) if part)
-
-
-class BasePort(
-    msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True, forbid_unknown_fields=True, tag_field="kind"
-):
-    """What every kind of port has: its place in the VLANs.
+class BasePort(PortRules, frozen=True, kw_only=True, omit_defaults=True, forbid_unknown_fields=True, tag_field="kind"):
+    """What every kind of port has: its rules and its place in the VLANs.
 
     Neither `vlan` nor `trunk`: frames pass with whatever tag they have, and all VLANs are carried.
     `vlan`: an access port; its frames are untagged and belong to this VLAN.
@@ -90,6 +66,7 @@ class BasePort(
             _check_range("VLAN", self.vlan, VLAN_MIN, VLAN_MAX, "vlan")
         if self.trunk is not None:
             msgspec.structs.force_setattr(self, "trunk", format_vlans(parse_vlans(self.trunk)))
+        self.check_rules()
         self._check()
 
     def _check(self) -> None:
@@ -121,6 +98,8 @@ class VhostUserPort(BasePort, frozen=True, kw_only=True, tag="vhost-user"):
     mode: str | None = None
     group: str | None = None
     allow: str | None = None
+    storm: int | str = STORM_LIMIT
+    macs: int | str = LEARN_LIMIT
 
     argument: ClassVar[str | None] = "path"
 
@@ -221,6 +200,7 @@ class SwitchConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
         for name in self.ports:
             check_port_name(name)
         _check_shared_resources(self.ports)
+        _check_own_macs(self.ports)
         for cpu in self.pollers:
             _check_range("CPU", cpu, 0, 1 << 16, "pollers")
         if len(set(self.pollers)) != len(self.pollers):
@@ -395,6 +375,27 @@ def _check_shared_resources(ports: Mapping[str, PortConfig]) -> None:
         first = users.setdefault(resource, name)
         if first != name:
             raise ConfigError(f"port {first!r} uses the {resource[0]} {resource[1]!r} already", ("ports", name, key))
+
+
+def _check_own_macs(ports: Mapping[str, PortConfig]) -> None:
+    """An address belongs to one port of a network: two may have it only if no VLAN has both."""
+    owners: dict[bytes, list[str]] = {}
+    for name, port in ports.items():
+        for mac in port.own_macs:
+            for other in owners.setdefault(mac, []):
+                if _share_a_vlan(port, ports[other]):
+                    raise ConfigError(
+                        f"port {other!r} has the address {format_mac(mac)} already; one network can have it only once",
+                        ("ports", name, "mac"),
+                    )
+            owners[mac].append(name)
+
+
+def _share_a_vlan(one: PortConfig, other: PortConfig) -> bool:
+    def ranges(port: PortConfig) -> tuple[tuple[int, int], ...]:
+        return ((port.vlan, port.vlan),) if port.vlan is not None else port.trunk_ranges or ((0, VLAN_MAX),)
+
+    return any(a <= d and c <= b for a, b in ranges(one) for c, d in ranges(other))
 
 
 def _check_range(what: str, value: int, low: int, high: int, key: str) -> None:

@@ -8,6 +8,7 @@ from __future__ import annotations
 import msgspec
 
 from .config import PortConfig, SwitchConfig
+from .port_rules import RULES
 
 
 class RemovePort(msgspec.Struct, frozen=True, tag=True):
@@ -27,8 +28,8 @@ class ChangePort(msgspec.Struct, frozen=True, tag=True):
 
     @property
     def in_place(self) -> bool:
-        """Whether the port's peer need not notice: only the VLANs differ. Else it is removed and added."""
-        return set(self.fields) <= {"vlan", "trunk"}
+        """Whether the port's peer need not notice: only VLANs and rules differ. Else it is removed and added."""
+        return set(self.fields) <= {"vlan", "trunk", *RULES}
 
 
 class AddPort(msgspec.Struct, frozen=True, tag=True):

@@ -25,6 +25,7 @@ from .config import (
     check_port_name,
     nearest,
 )
+from .port_rules import RULES, format_quantity
 
 FORMS = "vhost-user:PATH, tap:IFNAME, pcap:FILE or null, each with options: ,queues=2,vlan=10"
 """What a port's text looks like, for messages."""
@@ -90,6 +91,8 @@ def format_port(port: PortConfig) -> str:
     if port.argument is not None:
         text += f":{plain.pop(port.argument, '')}"
     for key, value in plain.items():
+        if key in RULES and type(value) is int:
+            value = format_quantity(value)
         if key != "kind":
             text += f",{key}" if value is True else f",{key}={value}"
     return text

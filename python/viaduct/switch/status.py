@@ -62,12 +62,21 @@ class QueueStatistics(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class PortStatistics(msgspec.Struct, frozen=True, kw_only=True):
-    """What one port has carried, queue by queue, and in sum."""
+    """What one port has carried, queue by queue, and in sum.
+
+    `macs`: addresses that are known behind it. `unlearned`: frames whose source was not learned, because the port has
+    as many as it may have. `moved`: addresses that came to it from another port. `rate_waits`: times that it had to
+    wait because it sends faster than its `rate` or `pps`.
+    """
 
     name: str
     kind: str
     link: Link
     queues: tuple[QueueStatistics, ...] = ()
+    macs: int = 0
+    unlearned: int = 0
+    moved: int = 0
+    rate_waits: int = 0
 
     def frames(self, direction: Direction) -> int:
         """Frames carried in one direction."""

@@ -181,7 +181,19 @@ class Switch:
             up, received, sent = counted.get(port.number, (False, [], []))
             status = port.status(up)
             queues = tuple(_queues("received", received) + _queues("sent", sent))
-            ports.append(PortStatistics(name=name, kind=status.kind, link=status.link, queues=queues))
+            macs, unlearned, moved, waits = self.data_path.rule_stats(port.number)
+            ports.append(
+                PortStatistics(
+                    name=name,
+                    kind=status.kind,
+                    link=status.link,
+                    queues=queues,
+                    macs=macs,
+                    unlearned=unlearned,
+                    moved=moved,
+                    rate_waits=waits,
+                )
+            )
         return Statistics(time=time.monotonic(), ports=tuple(ports), pollers=self._pollers())
 
     def _pollers(self) -> tuple[PollerStatistics, ...]:
@@ -318,6 +330,15 @@ class Switch:
         for number, index, message in self.data_path.take_events():
             if port := by_number.get(number):
                 port.queue_failed(index, message)
+        for mac, vlan, before, now, times in self.data_path.take_flaps():
+            ends = [by_number[number].name for number in (before, now) if number in by_number]
+            self.report(
+                "mac-flapping",
+                f"{mac}{f' in VLAN {vlan}' if vlan else ''} goes back and forth between {' and '.join(ends)} "
+                f"({times} times): two stations have one address, or there is a loop; "
+                f"if it belongs to one of these ports, say so: mac={mac}",
+                ends[-1] if ends else None,
+            )
 
     def _age(self) -> None:
         """Begin an ageing epoch, and arrange for the next."""

@@ -27,7 +27,10 @@ impl Forwarder {
                     group
                 }
                 _ => match fabric.port((route >> 16) as u16) {
-                    Some(receiver) => self.deliver_to(receiver, route as u16, group, true),
+                    Some(receiver) if receiver.admission.policer.is_none() => {
+                        self.deliver_to(receiver, route as u16, group, true)
+                    }
+                    Some(receiver) => self.deliver_aside(receiver, route as u16, group, true),
                     None => group,
                 },
             };
@@ -48,21 +51,65 @@ impl Forwarder {
     #[cold]
     fn flood(&mut self, fabric: &Fabric, from: &Port, counters: &QueueCounters, group: u64) -> u64 {
         let mut reached = 0;
-        for receiver in fabric.all().filter(|receiver| receiver.number != from.number) {
-            let carried = bits(group)
+        let admitted = self.admit_flood(from, counters, group);
+        let hears = |receiver: &&Port| {
+            receiver.number != from.number && !(from.admission.private && receiver.admission.private)
+        };
+        for receiver in fabric.all().filter(hears) {
+            let carried = bits(admitted)
                 .filter(|&index| receiver.vlan.carries(self.frames[index].vlan))
                 .fold(0, |carried, index| carried | 1 << index);
             // A port that is down does not miss floods.
             if carried != 0 && !receiver.live.is_empty() {
-                self.deliver_to(receiver, receiver.live[0], carried, false);
+                self.deliver_aside(receiver, receiver.live[0], carried, false);
             }
             reached |= carried;
         }
-        let unheard = (group & !reached).count_ones();
+        let unheard = (admitted & !reached).count_ones();
         if unheard != 0 {
             counters.drop_frames(DropReason::NoDestination, u64::from(unheard));
         }
         group
+    }
+
+    /// The frames that the port may send to everybody now; the others are counted as dropped.
+    fn admit_flood(&self, from: &Port, counters: &QueueCounters, group: u64) -> u64 {
+        let Some(floods) = &from.admission.floods else { return group };
+        let mut floods = floods.lock();
+        floods.fill();
+        bits(group).fold(0, |admitted, index| match floods.admit(self.frames[index].destination()) {
+            Ok(()) => admitted | 1 << index,
+            Err(reason) => {
+                counters.drop_frames(reason, 1);
+                admitted
+            }
+        })
+    }
+
+    /// The same as [`deliver_to`](Forwarder::deliver_to), off the usual way: no faster than the receiver's rate.
+    #[inline(never)]
+    fn deliver_aside(&mut self, receiver: &Port, queue: u16, group: u64, may_wait: bool) -> u64 {
+        let Some(policer) = &receiver.admission.policer else {
+            return self.deliver_to(receiver, queue, group, may_wait);
+        };
+        let mut limit = policer.lock();
+        limit.fill(clock::ticks());
+        let mut admitted = 0;
+        for index in bits(group) {
+            if limit.is_open() {
+                limit.take(self.frames[index].len);
+                admitted |= 1 << index;
+            }
+        }
+        let refused = group & !admitted;
+        if refused != 0
+            && let Some(slot) = receiver.outputs.get(usize::from(queue))
+        {
+            slot.counters.drop_frames(DropReason::RateLimited, u64::from(refused.count_ones()));
+        }
+        let done = self.deliver_to(receiver, queue, admitted, may_wait);
+        bits(admitted & !done).for_each(|index| limit.give_back(self.frames[index].len));
+        refused | done
     }
 
     /// Delivers the frames of `group` to one queue of one port. Returns those that are dealt with; the others may try

@@ -44,7 +44,12 @@ impl Forwarder {
         if frame.source() & 1 == 1 {
             return nowhere(DropReason::BadSource);
         }
-        fabric.macs.learn(source, port.number);
+        if !port.admission.admits(frame.source()) {
+            return nowhere(DropReason::Spoofed);
+        }
+        if !fabric.macs.learn(source, port.number) {
+            return nowhere(DropReason::Pinned);
+        }
         if frame.destination() & 1 == 1 {
             return if is_reserved_group(frame.destination()) { nowhere(DropReason::ReservedGroup) } else { FLOOD };
         }
@@ -54,6 +59,9 @@ impl Forwarder {
         }
         match fabric.port(number) {
             Some(receiver) if receiver.vlan.carries(frame.vlan) => {
+                if port.admission.private && receiver.admission.private {
+                    return nowhere(DropReason::Private);
+                }
                 let port = u32::from(number) << 16;
                 match receiver.live.as_slice() {
                     [] => port,

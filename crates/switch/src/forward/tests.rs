@@ -5,6 +5,7 @@ use viaduct_memory::{GuestMemory, RegionCache};
 use viaduct_ring::{DeviceQueue, DriverQueue, Layout, QueueConfig};
 
 use super::*;
+use crate::admission::Admission;
 use crate::frame::Offloads;
 use crate::mac_table::MacTable;
 use crate::net_header::{self, NetHeader};
@@ -39,6 +40,7 @@ fn port(number: u16, input: Input, output: Output) -> Option<Box<Port>> {
         name: String::new(),
         number,
         vlan: VlanMode::All,
+        admission: Admission::default(),
         max_frame: u32::MAX,
         accepts: Offloads::NONE,
         inputs: vec![InputQueue { state: input, ..InputQueue::default() }],

@@ -41,6 +41,7 @@ class Port:
         """Its number in the data path, once open."""
         self.broken: str | None = None
         """Why it was detached."""
+        self._limits: tuple[int | None, list[tuple[int, int]], int] = (None, [], 0)
         self.on_close: list[Callable[[], None]] = []
         """Called when the port has gone."""
 
@@ -55,10 +56,10 @@ class Port:
         Raises:
             ConfigError: what the configuration names cannot be had.
         """
-        config = self.config
-        trunk = [(first, last) for first, last in config.trunk_ranges]
-        self.number = self.data_path.add_port(self.name, self.pairs, config.vlan, trunk, self.max_frame)
+        self._limits = self._current_limits()
+        self.number = self.data_path.add_port(self.name, self.pairs, *self._limits)
         try:
+            self.data_path.set_rules(self.number, **self.config.for_data_path())
             await self._start()
         except BaseException:
             await self.close()
@@ -74,10 +75,16 @@ class Port:
             act()
 
     def change(self, config: PortConfig) -> None:
-        """Take over VLANs and limits that differ, without the peer noticing."""
-        self.config = config
-        trunk = [(first, last) for first, last in config.trunk_ranges]
-        self.data_path.change_port(self.number, config.vlan, trunk, self.max_frame)
+        """Take over VLANs, limits and rules that differ, without the peer noticing."""
+        old, self.config = self.config, config
+        if (limits := self._current_limits()) != self._limits:
+            self.data_path.change_port(self.number, *limits)
+            self._limits = limits
+        if (rules := config.for_data_path()) != old.for_data_path():
+            self.data_path.set_rules(self.number, **rules)
+
+    def _current_limits(self) -> tuple[int | None, list[tuple[int, int]], int]:
+        return self.config.vlan, list(self.config.trunk_ranges), self.max_frame
 
     @property
     def max_frame(self) -> int:

@@ -42,7 +42,8 @@ OFFERED = (
     | NetFeature.GUEST_USO4
     | NetFeature.GUEST_USO6
 )
-"""Features of every port; those with an MTU add MTU. Legacy drivers, which lack VERSION_1, are served too."""
+"""Features of every port; those with an MTU add MTU, those with an address MAC. Legacy drivers, which lack
+VERSION_1, are served too."""
 
 _ACCEPTS = {
     "csum": NetFeature.GUEST_CSUM,
@@ -147,7 +148,8 @@ class NetDevice(Device):
     def __init__(self, port: VhostUser) -> None:
         self.port = port
         mtu = port.config.mtu
-        self.features = int(OFFERED | (NetFeature.MTU if mtu else 0))
+        macs = port.config.own_macs
+        self.features = int(OFFERED | (NetFeature.MTU if mtu else 0) | (NetFeature.MAC if macs else 0))
         self.protocol_features = (
             ProtocolFeature.MQ
             | ProtocolFeature.REPLY_ACK
@@ -160,7 +162,8 @@ class NetDevice(Device):
             | ProtocolFeature.CONFIGURE_MEM_SLOTS
         )
         self.queue_count = 2 * port.config.queues
-        self.net_config = NetConfig(max_queue_pairs=port.config.queues, mtu=mtu or 1500)
+        mac = macs[0] if macs else bytes(6)
+        self.net_config = NetConfig(mac=mac, max_queue_pairs=port.config.queues, mtu=mtu or 1500)
         self.negotiated = 0
         self.memory: GuestMemory | None = None
         self.told_mtu: int | None = None
