@@ -255,10 +255,10 @@ class Switch:
         """Gives the running queues of a port a new memory. When this returns the old one and its log are left alone."""
     def attach_tap(self, port: int, pair: int, fd: int, accepts: list[str]) -> None:
         """Makes a queue of a tap interface (IFF_VNET_HDR, 12 bytes) a queue pair of the port."""
-    def attach_replay(self, port: int, fd: int) -> None:
-        """Sends the frames of a pcap or pcapng file into the switch, once."""
-    def attach_record(self, port: int, fd: int) -> None:
-        """Writes frames for the port to a pcap file."""
+    def attach_replay(self, port: int, fd: int, skip: int = 0) -> None:
+        """Sends the frames of a pcap or pcapng file into the switch, once, without the first `skip`."""
+    def attach_record(self, port: int, fd: int, begun: bool = False) -> None:
+        """Writes frames for the port to a pcap file; `begun`: it has its header already."""
     def attach_null(self, port: int) -> None:
         """Swallows frames for the port."""
     def add_capture(self, port: int, capture: Capture) -> None:
@@ -267,6 +267,17 @@ class Switch:
         """Ends that."""
     def announce(self, port: int, frame: bytes) -> None:
         """Forwards an Ethernet frame as if it had come from the port."""
+    def hold(self) -> list[tuple[int, int, int]]:
+        """Stops all pollers at a batch boundary; nothing touches a ring until `resume`. Every frame that was taken up
+        is dealt with. Port, index and base of each running virtqueue."""
+    def resume(self) -> None:
+        """Lets the pollers go on."""
+    def restore_counters(self, port: int, received: list[Queue], sent: list[Queue]) -> None:
+        """Adds what an earlier process has counted, as `port_stats` shows it. Frames must not flow yet."""
+    def restore_stations(self, stations: list[tuple[bytes, int, int, int]]) -> None:
+        """Puts stations into the forwarding table: address, VLAN, port and age in epochs."""
+    def replayed(self, port: int) -> int:
+        """How many frames of its capture file a port has replayed."""
     def age(self) -> int:
         """Begins an ageing epoch: stations not heard for 14 of them are forgotten. Returns how many."""
     def forget_stations(self, port: int) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import subprocess
 import sys
 from collections.abc import Sequence
@@ -36,6 +37,7 @@ class ViaductSwitch:
         self.launcher = launcher
         self.control = directory / f"{name}.control"
         self.process: PeerProcess | None = None
+        self._upgrades = 0
         self.program = require(str(Path(sys.executable).parent / "viaduct"), "make, then run the tests in its .venv")
 
     def start(self) -> None:
@@ -91,6 +93,28 @@ class ViaductSwitch:
             "threads": len(list((process / "task").iterdir())),
             "mappings": (process / "maps").read_text().count("memfd:"),
         }
+
+    def upgrade(self) -> float:
+        """Let a new process take over. Returns the seconds for which nobody forwarded.
+
+        Raises PeerError unless the old process leaves with status 0.
+        """
+        old, self._upgrades = self.running_process(), self._upgrades + 1
+        name = f"{self.name}-{self._upgrades}"
+        command = [*self.launcher, self.program, "upgrade", "--foreground", "--control", str(self.control)]
+        new = PeerProcess(name, command, self.directory / f"{name}.log")
+        try:
+            new.wait_for_output(" ready: ")
+            old.wait_for(lambda: not old.running(), "its end")
+        except BaseException:
+            new.kill()
+            raise
+        if status := old.process.returncode:
+            raise PeerError(f"the switch left with status {status} after it had handed over:\n{old.tail()}")
+        old.stop()
+        self.process = new
+        (gap,) = re.findall(r" upgraded: .* nothing was forwarded for ([\d.]+) ms", new.output())
+        return float(gap) / 1000
 
     def stop(self) -> None:
         """End the switch with SIGTERM.

@@ -11,6 +11,7 @@ use pyo3::prelude::*;
 use pyo3::types::PyBytes;
 use viaduct_ring::{DeviceQueue, Layout, QueueConfig};
 use viaduct_switch::counters::DropReason;
+use viaduct_switch::mac_table::MacEntry;
 use viaduct_switch::{
     Offloads, Polling, PortConfig, QueueStats, Rate, Rules, SwitchError, VhostQueue, VlanMode, clock,
 };
@@ -51,6 +52,17 @@ fn queue_tuple(stats: &QueueStats) -> QueueTuple {
 #[pyfunction]
 pub fn drop_reasons() -> Vec<&'static str> {
     DropReason::ALL.iter().map(|reason| reason.name()).collect()
+}
+
+/// The same from Python, where reasons that this version does not know may come from another.
+type CountedTuple = (u64, u64, BTreeMap<String, u64>, u64, u64);
+
+fn queue_stats(counted: Vec<CountedTuple>) -> Vec<QueueStats> {
+    let of = |(frames, bytes, drops, notifications, completed_offloads): CountedTuple| {
+        let drops = DropReason::ALL.iter().map(|reason| drops.get(reason.name()).copied().unwrap_or(0)).collect();
+        QueueStats { frames, bytes, drops, notifications, completed_offloads }
+    };
+    counted.into_iter().map(of).collect()
 }
 
 /// The data path: ports by number and poller threads that carry frames between them.
@@ -219,14 +231,16 @@ impl Switch {
         py.detach(|| self.inner.attach_tap(port, pair, tap, accepts)).map_err(to_python)
     }
 
-    fn attach_replay(&self, py: Python<'_>, port: u16, fd: RawFd) -> PyResult<()> {
+    #[pyo3(signature = (port, fd, skip = 0))]
+    fn attach_replay(&self, py: Python<'_>, port: u16, fd: RawFd, skip: u64) -> PyResult<()> {
         let file = duplicate(fd)?;
-        py.detach(|| self.inner.attach_replay(port, file)).map_err(to_python)
+        py.detach(|| self.inner.attach_replay(port, file, skip)).map_err(to_python)
     }
 
-    fn attach_record(&self, py: Python<'_>, port: u16, fd: RawFd) -> PyResult<()> {
+    #[pyo3(signature = (port, fd, begun = false))]
+    fn attach_record(&self, py: Python<'_>, port: u16, fd: RawFd, begun: bool) -> PyResult<()> {
         let file = duplicate(fd)?;
-        py.detach(|| self.inner.attach_record(port, file)).map_err(to_python)
+        py.detach(|| self.inner.attach_record(port, file, begun)).map_err(to_python)
     }
 
     fn attach_null(&self, py: Python<'_>, port: u16) -> PyResult<()> {
@@ -243,6 +257,36 @@ impl Switch {
 
     fn announce(&self, py: Python<'_>, port: u16, frame: Vec<u8>) -> PyResult<()> {
         py.detach(|| self.inner.announce(port, &frame)).map_err(to_python)
+    }
+
+    fn hold(&self, py: Python<'_>) -> Vec<(u16, u16, u32)> {
+        let positions = py.detach(|| self.inner.hold());
+        positions.iter().map(|position| (position.port, position.index, position.base)).collect()
+    }
+
+    fn resume(&self, py: Python<'_>) {
+        py.detach(|| self.inner.resume());
+    }
+
+    fn restore_counters(
+        &self,
+        py: Python<'_>,
+        port: u16,
+        received: Vec<CountedTuple>,
+        sent: Vec<CountedTuple>,
+    ) -> PyResult<()> {
+        let (received, sent) = (queue_stats(received), queue_stats(sent));
+        py.detach(|| self.inner.restore_counters(port, &received, &sent)).map_err(to_python)
+    }
+
+    fn restore_stations(&self, py: Python<'_>, stations: Vec<([u8; 6], u16, u16, u8)>) {
+        let entries: Vec<MacEntry> =
+            stations.into_iter().map(|(mac, vlan, port, age)| MacEntry { mac, vlan, port, age }).collect();
+        py.detach(|| self.inner.restore_stations(&entries));
+    }
+
+    fn replayed(&self, py: Python<'_>, port: u16) -> PyResult<u64> {
+        py.detach(|| self.inner.replayed(port)).map_err(to_python)
     }
 
     fn age(&self, py: Python<'_>) -> usize {

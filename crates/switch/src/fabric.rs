@@ -37,13 +37,15 @@ pub(crate) struct Fabric {
     pub macs: Arc<MacTable>,
     /// For each poller, the started inputs assigned to it.
     pub sources: Vec<Vec<SourceId>>,
-    /// Counts changes of `sources`.
+    /// Counts changes of `sources`, and of `held`.
     pub generation: u64,
+    /// Nothing is to be polled.
+    pub held: bool,
 }
 
 impl Fabric {
     pub fn new(pollers: usize, macs: Arc<MacTable>) -> Fabric {
-        Fabric { ports: Vec::new(), macs, sources: vec![Vec::new(); pollers], generation: 1 }
+        Fabric { ports: Vec::new(), macs, sources: vec![Vec::new(); pollers], generation: 1, held: false }
     }
 
     #[inline(always)]

@@ -21,6 +21,7 @@
 
 mod deliver;
 mod route;
+mod settle;
 
 use std::time::Duration;
 
@@ -106,6 +107,11 @@ impl Forwarder {
     /// Takes one batch from `source` through the switch. Never inlined, so that a profiler can count what it costs.
     #[inline(never)]
     pub fn forward(&mut self, fabric: &Fabric, source: SourceId) -> Progress {
+        self.forward_up_to(fabric, source, BATCH)
+    }
+
+    #[inline(always)]
+    fn forward_up_to(&mut self, fabric: &Fabric, source: SourceId, max: usize) -> Progress {
         let Some(port) = fabric.port(source.port) else { return Progress::Idle };
         let Some(slot) = port.inputs.get(usize::from(source.queue)) else { return Progress::Idle };
         let state = &mut *slot.state.lock();
@@ -117,7 +123,7 @@ impl Forwarder {
             replay.started |= fabric.all().any(|other| other.number != port.number && !other.live.is_empty());
         }
         self.batch.clear();
-        let mut count = match state.input.receive(&mut self.batch, BATCH) {
+        let mut count = match state.input.receive(&mut self.batch, max) {
             Ok(0) => return Progress::Idle,
             Ok(count) => count,
             Err(error) => {

@@ -37,6 +37,6 @@ pub use frame::Offloads;
 pub use mac_rights::{Flap, LearnStats};
 pub use policer::Rate;
 pub use poller::Polling;
-pub use switch::{PollerStats, PortConfig, PortStats, QueueStats, RuleStats, Switch, SwitchError};
+pub use switch::{PollerStats, PortConfig, PortStats, QueuePosition, QueueStats, RuleStats, Switch, SwitchError};
 pub use vhost::VhostQueue;
 pub use vlan::VlanMode;

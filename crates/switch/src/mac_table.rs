@@ -183,6 +183,14 @@ impl MacTable {
         }
     }
 
+    /// Notes a station as another table has shown it in [`entries`](MacTable::entries).
+    pub fn restore(&self, entry: &MacEntry) {
+        let [a, b, c, d, e, f] = entry.mac;
+        let key = self.key(u64::from_le_bytes([a, b, c, d, e, f, 0, 0]), entry.vlan);
+        let seen = self.epoch.load(Relaxed).wrapping_sub(entry.age.into()) & AGE_MASK;
+        self.insert(key, u64::from(entry.port) << PORT_SHIFT | seen);
+    }
+
     /// Gives an entry another port or age.
     #[cold]
     fn refresh(&self, slot: &AtomicU64, word: u64, key: MacKey, fresh: u64) -> bool {
@@ -381,6 +389,18 @@ mod tests {
         assert_eq!(table.lookup(table.key(mac(77), 5)), Some(4095));
         assert_eq!(table.lookup(table.key(mac(77), 6)), None);
         assert_eq!(table.lookup(table.key(mac(78), 5)), None);
+    }
+
+    #[test]
+    fn a_restored_station_ages_on() {
+        let table = MacTable::new();
+        let entry = MacEntry { mac: bytes(mac(7)), vlan: 12, port: 3, age: 5 };
+        table.restore(&entry);
+        assert_eq!(table.entries(), vec![entry]);
+        for _ in 5..AGE_EPOCHS - 1 {
+            assert_eq!(table.tick(), 0);
+        }
+        assert_eq!(table.tick(), 1);
     }
 
     #[test]

@@ -99,6 +99,8 @@ struct Script {
     /// When the first frame went in, and its time in the file.
     began: Option<(Instant, Duration)>,
     next: Option<(Duration, Vec<u8>)>,
+    /// Frames that have gone.
+    taken: u64,
     /// The file is at its end.
     ended: bool,
     /// Why what follows cannot be read.
@@ -129,6 +131,7 @@ impl Script {
             return Ok(None);
         }
         let Some((_, frame)) = self.next.take() else { return Ok(None) };
+        self.taken += 1;
         let len = frame.len().min(SLOT_SIZE - NetHeader::LEN);
         slot[..NetHeader::LEN].fill(0);
         slot[NetHeader::LEN..NetHeader::LEN + len].copy_from_slice(&frame[..len]);
@@ -147,9 +150,13 @@ pub(crate) struct PcapInput {
 }
 
 impl PcapInput {
-    /// Opens a pcap or pcapng file.
-    pub fn open(file: File) -> Result<PcapInput, String> {
-        let reader = Reader::open(file)?;
+    /// Opens a pcap or pcapng file, whose first `skip` frames have been replayed before.
+    pub fn open(file: File, skip: u64) -> Result<PcapInput, String> {
+        let mut reader = Reader::open(file)?;
+        for _ in 0..skip {
+            // Damage shows when it is read again.
+            let Some(Ok(_)) = reader.next() else { break };
+        }
         // SAFETY: creates a descriptor, which the next line takes over.
         let timer = unsafe { libc::timerfd_create(libc::CLOCK_MONOTONIC, libc::TFD_CLOEXEC | libc::TFD_NONBLOCK) };
         if timer < 0 {
@@ -157,7 +164,7 @@ impl PcapInput {
         }
         // SAFETY: just created, owned by nobody else.
         let timer = unsafe { OwnedFd::from_raw_fd(timer) };
-        let script = Script { reader, began: None, next: None, ended: false, damage: None };
+        let script = Script { reader, began: None, next: None, taken: skip, ended: false, damage: None };
         Ok(PcapInput { script, pool: FramePool::new(), timer, started: false })
     }
 
@@ -171,6 +178,11 @@ impl PcapInput {
 
     pub fn release(&mut self, count: usize) {
         self.pool.release(count);
+    }
+
+    /// How many frames have been replayed.
+    pub fn taken(&self) -> u64 {
+        self.script.taken
     }
 
     pub fn poll_fd(&self) -> BorrowedFd<'_> {
@@ -210,9 +222,12 @@ pub(crate) struct PcapOutput {
 }
 
 impl PcapOutput {
-    /// Starts a capture file in `file`.
-    pub fn create(file: File) -> Result<PcapOutput, String> {
+    /// Starts a capture file in `file`, or goes on with one that a switch before this one has begun.
+    pub fn create(file: File, begun: bool) -> Result<PcapOutput, String> {
         let mut file = BufWriter::with_capacity(1 << 16, file);
+        if begun {
+            return Ok(PcapOutput { file, buffer: Vec::new() });
+        }
         let resolution = TsResolution::NanoSecond;
         PcapHeader { ts_resolution: resolution, snaplen: SLOT_SIZE as u32, ..PcapHeader::default() }
             .write_to(&mut file)

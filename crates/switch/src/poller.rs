@@ -177,7 +177,7 @@ impl Poller {
             RwLockReadGuard::bump(&mut guard);
             if guard.generation != generation {
                 generation = guard.generation;
-                let sources = &guard.sources[self.index];
+                let sources = if guard.held { &[][..] } else { &guard.sources[self.index] };
                 active.clear();
                 active.extend(sources.iter().map(|&source| Active { source, last_frame: before }));
                 for each in &active {
@@ -245,7 +245,7 @@ impl Poller {
             }
             let source = SourceId::from_token(token);
             // A report may be older than the queue's end, and a polled queue may be reported.
-            let mine = fabric.sources[self.index].contains(&source);
+            let mine = !fabric.held && fabric.sources[self.index].contains(&source);
             if mine && active.iter().all(|each| each.source != source) {
                 with_input(fabric, source, Input::disarm);
                 active.push(Active { source, last_frame: now });

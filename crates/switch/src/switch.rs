@@ -2,6 +2,7 @@
 
 mod attach;
 mod error;
+mod hold;
 mod queues;
 mod rules;
 mod stats;
@@ -25,6 +26,7 @@ use crate::port::{InputQueue, OutputQueue, Port};
 use crate::vlan::VlanMode;
 
 pub use error::SwitchError;
+pub use hold::QueuePosition;
 pub use rules::RuleStats;
 pub use stats::{PollerStats, PortStats, QueueStats};
 

@@ -16,6 +16,7 @@ from typing import Any
 COMMANDS = {
     "demo": "viaduct.cli.demo:demo",
     "switch": "viaduct.cli.switch:switch",
+    "upgrade": "viaduct.cli.upgrade:upgrade",
     "port": "viaduct.cli.port:app",
     "stats": "viaduct.cli.stats:stats",
     "macs": "viaduct.cli.macs:macs",

@@ -9,30 +9,36 @@ import sys
 from collections.abc import AsyncGenerator, Callable
 from contextlib import asynccontextmanager, suppress
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import msgspec
 
 from viaduct.switch.config import ConfigError, SwitchConfig
 from viaduct.switch.control import ControlServer
 from viaduct.switch.control_wire import listening_path
+from viaduct.switch.handover_format import Sources
+from viaduct.switch.handover_giving import Giver
 from viaduct.switch.metrics_address import MetricsAddress
 from viaduct.vhost_user.errors import VhostUserError
 
-from .failure import FAILED, USAGE, Failure
+from .failure import FAILED, NO_SWITCH, USAGE, Failure
 from .log_lines import LogFormat, LogLines
+
+if TYPE_CHECKING:
+    from viaduct.switch.handover_taking import Predecessor
 
 
 class ProcessOptions(msgspec.Struct, frozen=True, kw_only=True):
     """What concerns the process around a switch.
 
     `control`: the control socket's path. `log_format`: lines instead of a live table, even on a terminal. `metrics`:
-    where Prometheus may scrape.
+    where Prometheus may scrape. `sources`: the arguments, for a process that takes over from this one.
     """
 
     control: str | None = None
     log_format: LogFormat | None = None
     metrics: MetricsAddress | None = None
+    sources: Sources = Sources()
 
 
 def run(config: SwitchConfig, read_again: Callable[[], SwitchConfig] | None, options: ProcessOptions) -> None:
@@ -48,7 +54,13 @@ def run(config: SwitchConfig, read_again: Callable[[], SwitchConfig] | None, opt
         raise Failure(_reason(error), FAILED) from error
 
 
-async def _serve(config: SwitchConfig, read_again: Callable[[], SwitchConfig] | None, options: ProcessOptions) -> None:
+async def _serve(
+    config: SwitchConfig,
+    read_again: Callable[[], SwitchConfig] | None,
+    options: ProcessOptions,
+    predecessor: Predecessor | None = None,
+) -> None:
+    """Serve `config`, or what `predecessor` serves and then `config`."""
     from viaduct import Switch
 
     ending = asyncio.Event()
@@ -82,9 +94,24 @@ async def _serve(config: SwitchConfig, read_again: Callable[[], SwitchConfig] | 
         loop.add_signal_handler(signal.SIGHUP, hang_up)
         try:
             await asyncio.sleep(0)  # let the follower listen before the first port comes
-            await switch.apply(config)
-            path = Path(options.control) if options.control else listening_path()
-            async with ControlServer(switch, path, ending.set), _metrics(switch, options.metrics):
+            if predecessor is None:
+                await switch.apply(config)
+                path = Path(options.control) if options.control else listening_path()
+            else:
+                await _relieve(predecessor, switch, config)
+                path = Path(predecessor.data.control_path)
+
+            def gone(pid: int, gap: float) -> None:
+                """All that this process would clean up belongs to another one now."""
+                show.say("handed-over", f"to pid {pid}; nothing was forwarded for {1000 * gap:.1f} ms")
+                _tell_service_manager(f"MAINPID={pid}")
+                show.close()
+                sys.stdout.flush()
+                os._exit(0)
+
+            listener = predecessor.listener if predecessor is not None else None
+            giver = Giver(switch, options.sources, lambda: config, gone)
+            async with ControlServer(switch, path, ending.set, giver, listener), _metrics(switch, options.metrics):
                 _tell_service_manager("READY=1")
                 show.say("ready", f"{len(config.ports)} ports, control socket {path}, pid {os.getpid()}")
                 await ending.wait()
@@ -94,6 +121,68 @@ async def _serve(config: SwitchConfig, read_again: Callable[[], SwitchConfig] | 
             await asyncio.gather(following, *reloading, return_exceptions=True)
             show.close()
     show.say("ended", "ports closed, sockets removed")
+
+
+async def _relieve(predecessor: Predecessor, switch: Any, config: SwitchConfig) -> None:
+    """Take over, then do what differs in `config`."""
+    try:
+        await predecessor.prepare(switch, config)
+        await predecessor.relieve(switch)
+    except BaseException as error:
+        await predecessor.decline(str(error))
+        raise
+    version, pid, gap = predecessor.data.version, predecessor.data.pid, 1000 * predecessor.gap
+    switch.report("upgraded", f"from version {version}, pid {pid}; nothing was forwarded for {gap:.1f} ms")
+    await predecessor.ended()
+    try:
+        await switch.apply(_merged(switch.config, predecessor.data.configured, config))
+    except (ConfigError, VhostUserError, OSError) as error:
+        switch.report("not-reloaded", f"the configuration of before goes on: {_reason(error)}")
+
+
+def take_over(control: str, relieved: Callable[[Predecessor], None], log_format: LogFormat | None) -> None:
+    """Take over from the switch whose control socket is at `control`, and run as `run` does.
+
+    `relieved` is called when this process forwards. Raises Failure if the other one goes on.
+    """
+    from viaduct.switch.control_wire import ControlError
+    from viaduct.switch.handover_channel import HandoverError
+
+    try:
+        asyncio.run(_take_over(control, relieved, log_format))
+    except ControlError as error:
+        raise Failure(str(error), NO_SWITCH if error.code == "unreachable" else FAILED) from error
+    except ConfigError as error:
+        raise Failure(f"the old process goes on: {error}", USAGE) from error
+    except (HandoverError, OSError, VhostUserError) as error:
+        raise Failure(f"the old process goes on: {_reason(error)}", FAILED) from error
+
+
+async def _take_over(control: str, relieved: Callable[[Predecessor], None], log_format: LogFormat | None) -> None:
+    from viaduct.switch.handover_taking import Predecessor
+    from viaduct.switch.metrics_address import parse_metrics_address
+
+    from .switch import configuration
+
+    predecessor = await Predecessor.find(control, relieved)
+    predecessor.adopt_service()
+    sources = predecessor.data.sources
+
+    def read() -> SwitchConfig:
+        file = Path(sources.config) if sources.config else None
+        return configuration(sources.ports, file, sources.pollers, sources.polling)
+
+    try:
+        config = read()
+    except BaseException as error:
+        await predecessor.decline(str(error))
+        raise
+    options = ProcessOptions(
+        log_format=log_format or sources.log_format or "text",
+        metrics=parse_metrics_address(sources.metrics) if sources.metrics else None,
+        sources=sources,
+    )
+    await _serve(config, read if sources.config else None, options, predecessor)
 
 
 @asynccontextmanager

@@ -74,23 +74,34 @@ def switch(
         path = "/tmp/vm1.sock"
         queues = 2
     """
+    from viaduct.switch.handover_format import Sources
     from viaduct.switch.metrics_address import parse_metrics_address
 
     from .daemon import ProcessOptions, run
     from .failure import config_errors
 
     def read() -> SwitchConfig:
-        return _configuration(port or [], config, pollers, polling)
+        return configuration(port or [], config, pollers, polling)
 
     with config_errors():
         options = ProcessOptions(
-            control=control, log_format=log_format, metrics=parse_metrics_address(metrics) if metrics else None
+            control=control,
+            log_format=log_format,
+            metrics=parse_metrics_address(metrics) if metrics else None,
+            sources=Sources(
+                ports=port or [],
+                config=str(config) if config else None,
+                pollers=pollers,
+                polling=polling,
+                metrics=metrics,
+                log_format=log_format,
+            ),
         )
         first = read()
     run(first, read if config else None, options)
 
 
-def _configuration(ports: list[str], file: Path | None, pollers: str | None, polling: str | None) -> SwitchConfig:
+def configuration(ports: list[str], file: Path | None, pollers: str | None, polling: str | None) -> SwitchConfig:
     """The file's configuration, with what the command line adds and overrides."""
     import msgspec
 

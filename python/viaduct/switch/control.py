@@ -10,10 +10,11 @@ from __future__ import annotations
 import asyncio
 import logging
 import os
+import socket
 from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
 from contextlib import aclosing, suppress
 from pathlib import Path
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 import msgspec
 
@@ -21,8 +22,12 @@ from viaduct.vhost_user.errors import VhostUserError
 from viaduct.vhost_user.socket_path import Listener
 
 from .config import ConfigError, PortConfig, SwitchConfig, build_config, build_port
-from .control_wire import LINE_MAX, ControlError, Problem, Reply, Request
+from .control_wire import HAND_OVER, LINE_MAX, ControlError, Problem, Reply, Request
+from .handover_channel import HandoverError
 from .status import Event, Frame, MacEntry, PortStatus, Statistics
+
+if TYPE_CHECKING:
+    from .handover_giving import Giver
 
 log = logging.getLogger(__name__)
 
@@ -55,13 +60,23 @@ class Controlled(Protocol):
 class ControlServer:
     """Serves one switch on one UNIX socket: `async with ControlServer(switch, path):`.
 
-    `shutdown` is called when a client asks the switch to end.
+    `shutdown` is called when a client asks the switch to end. `giver` hands over to a new process when one asks for
+    that. `listener` is the socket of a process that has handed over to this one.
     """
 
-    def __init__(self, switch: Controlled, path: str | os.PathLike[str], shutdown: Callable[[], None]) -> None:
+    def __init__(
+        self,
+        switch: Controlled,
+        path: str | os.PathLike[str],
+        shutdown: Callable[[], None],
+        giver: Giver | None = None,
+        listener: Listener | None = None,
+    ) -> None:
         self.switch = switch
         self.path = Path(path)
         self.shutdown = shutdown
+        self.giver = giver
+        self._adopted = listener
         self._server: asyncio.Server | None = None
         self._listener: Listener | None = None
         self._connections: set[asyncio.Task[None]] = set()
@@ -74,7 +89,7 @@ class ControlServer:
         """
         mask = os.umask(0o177)
         try:
-            self._listener = Listener(str(self.path))
+            self._listener = self._adopted or Listener(str(self.path))
         finally:
             os.umask(mask)
         self._server = await asyncio.start_unix_server(self._connected, sock=self._listener.sock, limit=LINE_MAX)
@@ -124,6 +139,9 @@ class ControlServer:
             except msgspec.DecodeError as error:
                 await _send(writer, _refusal(0, "request", f"not a request: {error}"))
                 return
+            if request.method == HAND_OVER:
+                await self._hand_over(request, writer)
+                return
             if stream := _STREAMS.get(request.method):
                 await self._stream(stream, request, reader, writer)
                 return
@@ -138,6 +156,19 @@ class ControlServer:
             except Exception as error:
                 reply = _reason(request, error)
             await _send(writer, reply)
+
+    async def _hand_over(self, request: Request, writer: asyncio.StreamWriter) -> None:
+        """The connection becomes a `HandoverChannel`, over a descriptor of its own."""
+        if self.giver is None or self._listener is None:
+            await _send(writer, _refusal(request.id, "method", "this switch is part of another program: restart that"))
+            return
+        transport = writer.transport
+        assert isinstance(transport, asyncio.ReadTransport)
+        transport.pause_reading()
+        sock = socket.socket(fileno=os.dup(writer.get_extra_info("socket").fileno()))
+        sock.send(_line(Reply(id=request.id)))
+        with suppress(HandoverError):  # it is in the events, and the other process knows
+            await self.giver.give(request.params, sock, self._listener.sock.fileno(), str(self.path))
 
     async def _stream(
         self,

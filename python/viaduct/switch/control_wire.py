@@ -10,7 +10,8 @@ The reply repeats the `id` and has either a `result` or an `error`, a `code` for
 people. Requests of one connection are answered in order.
 
 Two kinds of request go on: a *stream* (`events`, `stats.watch`) is answered by `{"id": 1, "item": ...}` lines until the
-client hangs up, and `capture` by one reply, after which the switch sends nothing but the bytes of a pcapng file.
+client hangs up, and `capture` by one reply, after which the switch sends nothing but the bytes of a pcapng file. After
+the reply to `hand-over` the connection is a `handover_channel`.
 
 Who may connect is decided by the permissions of the socket's file (0600) and of its directory.
 """
@@ -27,6 +28,9 @@ import msgspec
 
 LINE_MAX = 1 << 20
 """Longest line accepted, in bytes: a configuration of some thousand ports fits."""
+
+HAND_OVER = "hand-over"
+"""The request of a new switch process that wants to take over; its language is in `handover_format`."""
 
 CONTROL_VARIABLE = "VIADUCT_CONTROL"
 """Environment variable with the path of the control socket, for those who do not want to say `--control` each time."""

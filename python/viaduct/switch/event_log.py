@@ -12,7 +12,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections import deque
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Mapping, Sequence
 
 from .status import Event, Level
 
@@ -28,6 +28,7 @@ LEVELS: dict[str, Level] = {
     "sandbox-incomplete": "warning",
     "syscall-refused": "error",
     "not-reloaded": "error",
+    "upgrade-failed": "error",
 }
 """How bad events are, by kind; all others are information."""
 
@@ -41,6 +42,12 @@ class EventLog:
         self._last = 0
         self.counts: dict[str, int] = {}
         """How many events of each kind there were."""
+
+    def restore(self, events: Sequence[Event], counts: Mapping[str, int]) -> None:
+        """Go on with the history of another process; to be called before the first event."""
+        self._history.extend(events)
+        self._last = max((event.sequence for event in events), default=0)
+        self.counts.update(counts)
 
     def add(self, kind: str, message: str, port: str | None = None) -> Event:
         """Keep an event that happens now, and tell the followers."""

@@ -13,7 +13,7 @@ from __future__ import annotations
 import asyncio
 import os
 import time
-from collections.abc import AsyncGenerator, Callable, Sequence
+from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
 from contextlib import aclosing, asynccontextmanager, contextmanager, suppress
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
@@ -106,6 +106,24 @@ class Switch:
         if self._data_path is None:
             raise RuntimeError("the switch is not open; use it in: async with Switch() as switch")
         return self._data_path
+
+    @property
+    def members(self) -> Mapping[str, Port]:
+        """The ports by name."""
+        return self._ports
+
+    def remember(self, events: Sequence[Event], counts: Mapping[str, int]) -> None:
+        """Begin with the history of another process."""
+        self._log.restore(events, counts)
+
+    def unchanging(self) -> asyncio.Lock:
+        """While this is held, `apply` waits."""
+        return self._changing
+
+    def adopt(self, port: Port, config: PortConfig) -> None:
+        """Count a port among ours that another process has made (`viaduct.switch.handover_taking`)."""
+        self._ports[port.name] = port
+        self._keep(port.name, config)
 
     async def apply(self, config: SwitchConfig) -> None:
         """Make the switch what `config` says, touching only what differs.

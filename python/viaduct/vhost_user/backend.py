@@ -31,6 +31,10 @@ REPORTED = {"reported": True}
 """Marks log records about which the device is told as well, for those who would show both."""
 
 
+FREEZE = 2.0
+"""Seconds in which a message that is being served has to be dealt with when the connection is to be handed over."""
+
+
 class Backend:
     """Serves `device` on the socket `path`.
 
@@ -61,6 +65,16 @@ class Backend:
         await self.close()
 
     @property
+    def listener(self) -> Listener | None:
+        """What it listens on, if it does."""
+        return self._listener
+
+    @property
+    def session(self) -> Session | None:
+        """The connection that is being served."""
+        return self._session
+
+    @property
     def peer(self) -> Peer | None:
         """The front-end that is being served."""
         return self._session.peer if self._session is not None else None
@@ -73,6 +87,40 @@ class Backend:
         self.device.backend = self
         if not self.client:
             self._listener = Listener(self.path, self.access)
+        self._go()
+
+    async def freeze(self) -> None:
+        """Takes no more connections and serves no more messages until `thaw`: nothing that `handover.save` sees
+        changes. A front-end that does not take its answers within `FREEZE` seconds is cut off."""
+        if self._task is not None:
+            self._task.cancel()
+            await asyncio.gather(self._task, return_exceptions=True)
+        if self._session is not None:
+            try:
+                async with asyncio.timeout(FREEZE):
+                    await self._session.freeze()
+            except TimeoutError:
+                self.disconnect(f"the front-end did not take its answers for {FREEZE:g} s")
+                if self._serving is not None:
+                    self._serving.cancel()
+                    await asyncio.gather(self._serving, return_exceptions=True)
+
+    def thaw(self) -> None:
+        """Ends what `freeze` or `adopt` began."""
+        if self._listener is not None:
+            self._listener.owned = True
+        if self._session is not None:
+            self._session.thaw()
+        self._go()
+
+    def adopt(self, listener: Listener | None, session: Session | None) -> None:
+        """Takes over from another process what it listened on and whom it served. Nothing is served before `thaw`."""
+        self.device.backend = self
+        self._listener, self._session = listener, session
+        if session is not None:
+            self._serving = asyncio.create_task(self._serve(session, resumed=True), name=f"vhost-user {self.name}")
+
+    def _go(self) -> None:
         self._task = asyncio.create_task(
             self._connect() if self.client else self._accept(), name=f"vhost-user {self.name}"
         )
@@ -136,6 +184,8 @@ class Backend:
     async def _connect(self) -> None:
         loop = asyncio.get_running_loop()
         pause = FIRST_RETRY
+        if self._serving is not None and self._session is not None:
+            await asyncio.wait([self._serving])
         while True:
             try:
                 sock = await connect(self.path)
@@ -157,10 +207,10 @@ class Backend:
         session = self._session = Session(Channel(sock), self.device, peer_of(sock, self.path), self.name)
         return asyncio.create_task(self._serve(session), name=f"vhost-user session {self.name}")
 
-    async def _serve(self, session: Session) -> None:
-        log.info("%s: connected", session.who, extra=REPORTED)
+    async def _serve(self, session: Session, resumed: bool = False) -> None:
+        log.info("%s: %s", session.who, "taken over" if resumed else "connected", extra=REPORTED)
         try:
-            reason = await session.run()
+            reason = await session.run(resumed)
         finally:
             self._session = None
         log.info("%s: disconnected: %s", session.who, reason, extra=REPORTED)

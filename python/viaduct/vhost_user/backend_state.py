@@ -10,6 +10,7 @@ from __future__ import annotations
 import logging
 import os
 import socket
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from viaduct.vhost_user import payloads as p
@@ -313,6 +314,25 @@ class BackendState:
         if ring.started and ring.enabled != enabled:
             self.device.enable_queue(ring.index, enabled)
         ring.enabled = enabled
+
+    def memory_in_force(self) -> GuestMemory:
+        """The memory as the device has it, logged if it is to be logged."""
+        return self._logged(self.table, in_force(self.log, self.features))
+
+    def resume(self, positions: Mapping[int, int]) -> None:
+        """Starts the rings that another process has served until now. `positions`: where each stands. The driver is
+        notified once of each: what the other process did last may not have been announced. Raises what the device
+        raises."""
+        for ring in self.rings:
+            if not ring.started:
+                continue
+            ring.base = positions.get(ring.index, ring.base)
+            vring = ring.vring(self.features or 0)
+            if vring is not None:
+                self.device.start_queue(vring)
+                if ring.enabled:
+                    self.device.enable_queue(ring.index, True)
+                signal(ring.call_fd)
 
     def _start_if_ready(self, ring: Ring) -> None:
         """Starts a stopped ring of which everything is known. Raises `RequestError` if it is known and wrong."""

@@ -12,7 +12,7 @@ Nothing else is disturbed. Who only wants to answer requests in Python subclasse
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import msgspec
 
@@ -22,6 +22,7 @@ from viaduct.virtio.features import DeviceFeature, DeviceType
 if TYPE_CHECKING:
     from viaduct._core import GuestMemory
     from viaduct.vhost_user.backend import Backend
+    from viaduct.vhost_user.handover import Fds
 
 
 class Peer(msgspec.Struct, frozen=True):
@@ -120,6 +121,16 @@ class Device:
 
     def request_failed(self, text: str) -> None:
         """A request was refused or ended the connection; `text` is what the log says about it."""
+
+    def save(self, fds: Fds) -> dict[str, Any]:
+        """What another process has to know to go on with the front-end that is connected: plain data, and descriptors
+        put into `fds`. Raises `VhostUserError` if this is no time to change the process."""
+        return {"status": self._status}
+
+    def restore(self, data: dict[str, Any], fds: Fds) -> None:
+        """Takes over what another process saved; features and memory follow, queues start later. What an older
+        version did not save is as in a new device."""
+        self._status = int(data.get("status", 0))
 
     def set_features(self, features: int) -> None:
         """The driver and the front-end acknowledged `features`, a subset of those offered."""

@@ -30,6 +30,22 @@ def empty_memory() -> GuestMemory:
     return GuestMemory()
 
 
+class RegionFile:
+    """The file behind a region, kept open for a process that takes over and has to map it again."""
+
+    def __init__(self, fd: int) -> None:
+        """Duplicates `fd`. Raises OSError if this process may open no more."""
+        info = os.fstat(fd)
+        self.identity = info.st_dev, info.st_ino
+        """What tells it from all others."""
+        self.fd = os.dup(fd)
+
+    def __del__(self) -> None:
+        # Tables are immutable and share their files: the last one closes it.
+        if hasattr(self, "fd"):
+            os.close(self.fd)
+
+
 class MemoryTable:
     """Regions and the memory they are mapped in."""
 
@@ -37,7 +53,7 @@ class MemoryTable:
         self,
         regions: tuple[Region, ...] = (),
         memory: GuestMemory | None = None,
-        files: Mapping[Region, tuple[int, int]] | None = None,
+        files: Mapping[Region, RegionFile] | None = None,
         repeats: Mapping[Region, int] | None = None,
     ) -> None:
         self.regions = regions
@@ -68,16 +84,18 @@ class MemoryTable:
                     )
         try:
             memory = self.memory.with_region(*region, fd)
+            file = RegionFile(fd)
         except (OSError, ValueError) as error:
             raise RequestError(f"region [{region}] cannot be mapped: {error}", "a mappable file", _SECTION) from error
-        return MemoryTable((*self.regions, region), memory, {**self._files, region: _identity(fd)}, self._repeats)
+        return MemoryTable((*self.regions, region), memory, {**self._files, region: file}, self._repeats)
 
     def with_region_again(self, region: Region, fd: int) -> MemoryTable | None:
         """This table if it has the very region, of the same file, already; then it takes one more removal to remove it.
 
         QEMU before 8.0 adds and removes each region once for every queue pair of a multiqueue device.
         """
-        if self._files.get(region) != _identity(fd):
+        file, info = self._files.get(region), os.fstat(fd)
+        if file is None or file.identity != (info.st_dev, info.st_ino):
             return None
         repeats = {**self._repeats, region: self._repeats.get(region, 0) + 1}
         return MemoryTable(self.regions, self.memory, self._files, repeats)
@@ -98,6 +116,14 @@ class MemoryTable:
             "; ".join(f"[{other}]" for other in self.regions[:8]) or "none, the table is empty",
             'vhost-user, "VHOST_USER_REM_MEM_REG"',
         )
+
+    def file_of(self, region: Region) -> RegionFile:
+        """The file behind one of the regions."""
+        return self._files[region]
+
+    def repeats_of(self, region: Region) -> int:
+        """How many removals of the region are to be ignored."""
+        return self._repeats.get(region, 0)
 
     def holds_user_range(self, addr: int, size: int) -> bool:
         """Whether the front-end-virtual range lies inside one region."""
@@ -122,12 +148,6 @@ def _check_file(region: Region, fd: int) -> None:
             f"up to the file's size, {info.st_size:#x}",
             _SECTION,
         )
-
-
-def _identity(fd: int) -> tuple[int, int]:
-    """What tells a file from all others."""
-    info = os.fstat(fd)
-    return info.st_dev, info.st_ino
 
 
 def _overlap(a: Region, b: Region, space: str) -> bool:

@@ -53,6 +53,10 @@ class Session:
         self.state = BackendState(device)
         self._cut_reason = ""
         self._ended = False
+        self._thawed = asyncio.Event()
+        self._thawed.set()
+        self._idle = asyncio.Event()
+        self._receiving: asyncio.Future[Message | None] | None = None
 
     @property
     def who(self) -> str:
@@ -65,12 +69,55 @@ class Session:
         with contextlib.suppress(OSError):  # It may be gone already.
             self.channel.sock.shutdown(socket.SHUT_RDWR)
 
-    async def run(self) -> str:
-        """Serves the front-end. Returns why the session ended; every descriptor is closed and every ring stopped."""
+    def hold(self) -> None:
+        """Serves no message before `thaw`; for a session that does not run yet."""
+        self._thawed.clear()
+
+    def abandon(self) -> None:
+        """Closes what a session owns that has never run."""
+        self._ended = True
+        for ring in self.state.rings:
+            ring.started = False
+        self.state.close()
+        self.channel.close()
+
+    async def freeze(self) -> None:
+        """Serves no more messages until `thaw`; returns when the one that is being served has been. What the front-end
+        sends meanwhile waits in the socket."""
+        self._thawed.clear()
+        if self._receiving is not None:
+            self._receiving.cancel()
+        await self._idle.wait()
+
+    def thaw(self) -> None:
+        """Ends what `freeze` began."""
+        self._thawed.set()
+
+    async def _receive(self) -> Message | None:
+        while True:
+            if not self._thawed.is_set():
+                self._idle.set()
+                await self._thawed.wait()
+                self._idle.clear()
+            self._receiving = asyncio.ensure_future(self.channel.receive())
+            try:
+                return await asyncio.shield(self._receiving)
+            except asyncio.CancelledError:
+                task = asyncio.current_task()
+                if task is not None and task.cancelling():
+                    self._receiving.cancel()
+                    raise
+            finally:
+                self._receiving = None
+
+    async def run(self, resumed: bool = False) -> str:
+        """Serves the front-end; `resumed`: it has been served before, by another process. Returns why the session
+        ended; every descriptor is closed and every ring stopped."""
         reason = "the port was closed"
         try:
-            self.device.connected(self.peer)
-            while (message := await self.channel.receive()) is not None:
+            if not resumed:
+                self.device.connected(self.peer)
+            while (message := await self._receive()) is not None:
                 with message.fds:
                     await self._serve(message)
                 await asyncio.sleep(0)  # A peer that floods us shares the loop with the others.
@@ -94,6 +141,7 @@ class Session:
         if self._ended:
             return
         self._ended = True
+        self._idle.set()
         self.state.close()
         self.channel.close()
         try:

@@ -43,17 +43,22 @@ def check_path(path: str) -> None:
 class Listener:
     """A listening socket and its file."""
 
-    def __init__(self, path: str, access: SocketAccess = ANYBODY) -> None:
-        """Listens on `path`, as a file with the permissions of `access`. Raises `SocketPathError`."""
+    def __init__(self, path: str, access: SocketAccess = ANYBODY, adopted: socket.socket | None = None) -> None:
+        """Listens on `path`, as a file with the permissions of `access`; `adopted`: on a socket of another process that
+        does so already. Raises `SocketPathError`."""
         check_path(path)
         self.path = path
-        _remove_stale(path)
-        self.sock = _new_socket()
+        if adopted is None:
+            _remove_stale(path)
+        self.sock = adopted or _new_socket()
+        self.sock.setblocking(False)
         try:
-            self.sock.bind(path)
+            if adopted is None:
+                self.sock.bind(path)
             info = os.stat(path)
-            access.prepare(path)
-            self.sock.listen(_BACKLOG)
+            if adopted is None:
+                access.prepare(path)
+                self.sock.listen(_BACKLOG)
         except SocketPathError:
             self.sock.close()
             os.unlink(path)
@@ -62,6 +67,8 @@ class Listener:
             self.sock.close()
             raise _explain("listen on", path, error) from error
         self._identity = (info.st_dev, info.st_ino)
+        self.owned = adopted is None
+        """The file is ours to remove; that of another process is not, before it has ended."""
 
     async def accept(self) -> socket.socket:
         """The next connection."""
@@ -75,6 +82,8 @@ class Listener:
     def close(self) -> None:
         """Stops listening and removes the file, unless somebody else has put his there."""
         self.sock.close()
+        if not self.owned:
+            return
         try:
             info = os.stat(self.path)
             if (info.st_dev, info.st_ino) == self._identity:

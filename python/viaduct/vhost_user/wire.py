@@ -6,7 +6,8 @@ A message is a header of twelve bytes and a payload whose length the header give
 socket a message may arrive in pieces and several may arrive at once, so exactly the bytes of one message are asked of
 the kernel: first the header, then the payload. File descriptors travel with the first byte of the `sendmsg` they were
 given to (vhost-user, "Communication"), and the kernel never lets a `recvmsg` run past the end of bytes that carry
-descriptors, so those that arrive while a message is being read belong to that message.
+descriptors, so those that arrive while a message is being read belong to that message. What has arrived of a message
+stays in the channel, so that a `receive` that was cancelled can be begun again, by another process even.
 
 The room for descriptors is what the kernel allows in one message (SCM_MAX_FD, 253): then none is cut off silently, and
 MSG_CTRUNC can only mean that this process may open no more. A descriptor that has been received is owned by a
@@ -116,6 +117,10 @@ class Channel:
     def __init__(self, sock: socket.socket) -> None:
         sock.setblocking(False)
         self.sock = sock
+        self.data = b""
+        """What has arrived of the message that is being received."""
+        self.fds = Descriptors()
+        """Likewise."""
         self._fd = sock.fileno()
 
     @property
@@ -131,23 +136,19 @@ class Channel:
         The caller closes `Message.fds`. Raises `StreamError` if what comes is no message or ends in the middle of one,
         and `ConnectionError` if the peer is gone.
         """
-        fds = Descriptors()
-        try:
-            header = await self._read(HEADER.size, fds, at_start=True)
-            if header is None:
-                return None
-            request, flags, size = HEADER.unpack(header)
-            if flags & _VERSION_MASK != VERSION:
-                found = f"request {request} has protocol version {flags & _VERSION_MASK}"
-                raise StreamError(f"{found}; allowed: {VERSION} {_HEADER_SECTION}")
-            if size > MAX_PAYLOAD:
-                found = f"request {request} announces a payload of {size} bytes"
-                raise StreamError(f"{found}; allowed: up to {MAX_PAYLOAD} {_HEADER_SECTION}")
-            payload = (await self._read(size, fds) if size else b"") or b""
-            return Message(request, flags, payload, fds)
-        except BaseException:
-            fds.close()
-            raise
+        if not await self._fill(HEADER.size, at_start=True):
+            return None
+        request, flags, size = HEADER.unpack_from(self.data)
+        if flags & _VERSION_MASK != VERSION:
+            found = f"request {request} has protocol version {flags & _VERSION_MASK}"
+            raise StreamError(f"{found}; allowed: {VERSION} {_HEADER_SECTION}")
+        if size > MAX_PAYLOAD:
+            found = f"request {request} announces a payload of {size} bytes"
+            raise StreamError(f"{found}; allowed: up to {MAX_PAYLOAD} {_HEADER_SECTION}")
+        await self._fill(HEADER.size + size)
+        message = Message(request, flags, self.data[HEADER.size :], self.fds)
+        self.data, self.fds = b"", Descriptors()
+        return message
 
     async def send(self, request: int, flags: int, payload: bytes, fds: Iterable[int] = ()) -> None:
         """Sends one message. `fds` stay open here. Raises `ConnectionError` if the peer is gone."""
@@ -166,16 +167,16 @@ class Channel:
             ancillary = []  # The descriptors went with the first byte.
 
     def close(self) -> None:
-        """Closes the socket."""
+        """Closes the socket, and the descriptors of a message that has not arrived whole."""
+        self.fds.close()
         self.sock.close()
 
-    async def _read(self, size: int, fds: Descriptors, *, at_start: bool = False) -> bytes | None:
-        """Exactly `size` bytes; what descriptors come with them goes to `fds`. None at a clean end of the stream."""
-        data = b""
-        while len(data) < size:
+    async def _fill(self, size: int, *, at_start: bool = False) -> bool:
+        """Reads until `size` bytes of the message are there, and no further. False at a clean end of the stream."""
+        while len(self.data) < size:
             try:
                 piece, ancillary, flags, _ = self.sock.recvmsg(
-                    size - len(data), _ANCILLARY_ROOM, socket.MSG_CMSG_CLOEXEC
+                    size - len(self.data), _ANCILLARY_ROOM, socket.MSG_CMSG_CLOEXEC
                 )
             except BlockingIOError:
                 await ready(self._fd)
@@ -183,15 +184,15 @@ class Channel:
             for level, kind, content in ancillary:
                 if (level, kind) == (socket.SOL_SOCKET, socket.SCM_RIGHTS):
                     count = len(content) // 4
-                    fds.extend(struct.unpack_from(f"={count}i", content))
+                    self.fds.extend(struct.unpack_from(f"={count}i", content))
             if flags & socket.MSG_CTRUNC:
                 raise StreamError(
                     "file descriptors of a message were lost because this process may open no more; "
                     "raise its limit (ulimit -n, LimitNOFILE= of systemd)"
                 )
             if not piece:
-                if at_start and not data and not len(fds):
-                    return None
-                raise StreamError(f"the connection ended inside a message, {len(data)} of {size} bytes had come")
-            data += piece
-        return data
+                if at_start and not self.data and not len(self.fds):
+                    return False
+                raise StreamError(f"the connection ended inside a message, {len(self.data)} of {size} bytes had come")
+            self.data += piece
+        return True

@@ -29,17 +29,17 @@ impl Switch {
         self.start_input(&mut fabric, number, pair, Input::Tap(Box::new(input)))
     }
 
-    /// Replays a capture file into the switch, as the port's input.
-    pub fn attach_replay(&self, number: u16, file: OwnedFd) -> Result<(), SwitchError> {
-        let input = PcapInput::open(file.into()).map_err(SwitchError::File)?;
+    /// Replays a capture file into the switch, as the port's input, without its first `skip` frames.
+    pub fn attach_replay(&self, number: u16, file: OwnedFd, skip: u64) -> Result<(), SwitchError> {
+        let input = PcapInput::open(file.into(), skip).map_err(SwitchError::File)?;
         let mut fabric = self.fabric.write();
         check_queue(&mut fabric, number, 1)?;
         self.start_input(&mut fabric, number, 0, Input::Replay(Box::new(input)))
     }
 
-    /// Records what is sent to the port.
-    pub fn attach_record(&self, number: u16, file: OwnedFd) -> Result<(), SwitchError> {
-        let output = PcapOutput::create(file.into()).map_err(SwitchError::File)?;
+    /// Records what is sent to the port; `begun`: the file has its header already.
+    pub fn attach_record(&self, number: u16, file: OwnedFd, begun: bool) -> Result<(), SwitchError> {
+        let output = PcapOutput::create(file.into(), begun).map_err(SwitchError::File)?;
         self.attach_output(number, Output::Record(Box::new(output)))
     }
 

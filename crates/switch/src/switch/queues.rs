@@ -7,7 +7,9 @@ use viaduct_ring::RingError;
 
 use super::attach::find_live;
 use super::{Switch, SwitchError};
+use crate::event::Event;
 use crate::fabric::{Fabric, SourceId};
+use crate::forward::Forwarder;
 use crate::port::{Input, Output, Port};
 use crate::vhost::{VhostInput, VhostOutput, VhostQueue};
 
@@ -48,8 +50,15 @@ impl Switch {
                 base = Some(output.queue().base());
             }
         } else {
+            let source = SourceId { port: number, queue: index / 2 };
+            // Frames that overtook a waiting one go back, or the next to serve the ring would deliver them again.
+            let mut forwarder = Forwarder::new();
+            forwarder.settle(&fabric, source, false);
+            for (port, queue, message) in forwarder.broken {
+                self.events.push(Event { port, queue: 2 * queue, message });
+            }
             let port = fabric.ports[usize::from(number)].take().ok_or(SwitchError::NoPort(number))?;
-            self.forget_source(&mut fabric, SourceId { port: number, queue: index / 2 }, &port.inputs[pair]);
+            self.forget_source(&mut fabric, source, &port.inputs[pair]);
             stopped_input = std::mem::take(&mut *port.inputs[pair].state.lock());
             fabric.ports[usize::from(number)] = Some(port);
             drop(fabric);

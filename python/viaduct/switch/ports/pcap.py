@@ -2,9 +2,15 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 from viaduct.switch.config import ConfigError, PcapPort
+from viaduct.switch.handover_format import PortData, PortPosition
 
 from .port import Port
+
+if TYPE_CHECKING:
+    from viaduct.vhost_user.handover import Fds
 
 
 class Pcap(Port):
@@ -15,11 +21,18 @@ class Pcap(Port):
     async def _start(self) -> None:
         self._open_files()
 
-    def _open_files(self) -> None:
+    async def _adopt(self, data: PortData, fds: Fds) -> None:
+        # How far the replay has come is known when the other process has stopped.
+        return
+
+    def resume(self, position: PortPosition) -> None:
+        self._open_files(position.replayed, begun=True)
+
+    def _open_files(self, skip: int = 0, begun: bool = False) -> None:
         if self.config.file is not None:
             try:
                 with open(self.config.file, "rb") as file:
-                    self.data_path.attach_replay(self.number, file.fileno())
+                    self.data_path.attach_replay(self.number, file.fileno(), skip)
             except OSError as error:
                 raise ConfigError(f"cannot read {self.config.file!r}: {error.strerror}", ("file",)) from None
             except ValueError as error:
@@ -28,7 +41,7 @@ class Pcap(Port):
             self.data_path.attach_null(self.number)
             return
         try:
-            with open(self.config.out, "wb") as file:
-                self.data_path.attach_record(self.number, file.fileno())
+            with open(self.config.out, "ab" if begun else "wb") as file:
+                self.data_path.attach_record(self.number, file.fileno(), begun and file.tell() > 0)
         except OSError as error:
             raise ConfigError(f"cannot write {self.config.out!r}: {error.strerror}", ("out",)) from None

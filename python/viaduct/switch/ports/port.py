@@ -6,11 +6,13 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Protocol
 
 from viaduct.switch.config import PortConfig
+from viaduct.switch.handover_format import PortData, PortPosition
 from viaduct.switch.port_text import format_port
 from viaduct.switch.status import Link, Peer, PortStatus
 
 if TYPE_CHECKING:
     from viaduct._core import Switch as DataPath
+    from viaduct.vhost_user.handover import Fds
 
 ETHERNET_HEADER = 14
 
@@ -56,14 +58,22 @@ class Port:
         Raises:
             ConfigError: what the configuration names cannot be had.
         """
-        self._limits = self._current_limits()
-        self.number = self.data_path.add_port(self.name, self.pairs, *self._limits)
+        self.number = self._add_to_data_path()
         try:
-            self.data_path.set_rules(self.number, **self.config.for_data_path())
             await self._start()
         except BaseException:
             await self.close()
             raise
+
+    def _add_to_data_path(self) -> int:
+        self._limits = self._current_limits()
+        number = self.data_path.add_port(self.name, self.pairs, *self._limits)
+        try:
+            self.data_path.set_rules(number, **self.config.for_data_path())
+        except BaseException:
+            self.data_path.remove_port(number)
+            raise
+        return number
 
     async def close(self) -> None:
         """End the port; nothing of it remains."""
@@ -73,6 +83,38 @@ class Port:
             self.number = -1
         for act in self.on_close:
             act()
+
+    async def freeze(self) -> None:
+        """Stand still until `thaw`, so that `save` describes the port: its peer waits, frames pass."""
+
+    def thaw(self) -> None:
+        """End what `freeze` began."""
+
+    def save(self, fds: Fds) -> PortData:
+        """What another process needs to go on with the port; descriptors go into `fds`.
+
+        Raises:
+            VhostUserError: this is no time for that.
+        """
+        return PortData(name=self.name, broken=self.broken)
+
+    async def adopt(self, data: PortData, fds: Fds) -> None:
+        """Instead of `open`: go on with a port of another process, frozen, and with no ring started.
+
+        Raises:
+            ConfigError: what the configuration names cannot be had.
+            OSError, ValueError, VhostUserError: what the other process gave cannot be used.
+        """
+        self.number = self._add_to_data_path()
+        self.broken = data.broken
+        await self._adopt(data, fds)
+
+    def resume(self, position: PortPosition) -> None:
+        """Start the rings of an adopted port where they stand. Raises what the data path raises."""
+
+    def take_up(self, position: PortPosition) -> None:
+        """Start the rings again after another process, which had taken over at `position`, has died: they may stand
+        somewhere else by now."""
 
     def change(self, config: PortConfig) -> None:
         """Take over VLANs, limits and rules that differ, without the peer noticing."""
@@ -114,6 +156,10 @@ class Port:
 
     async def _start(self) -> None:
         """Open what the port stands for."""
+
+    async def _adopt(self, data: PortData, fds: Fds) -> None:
+        """What a port of another process has open; one that has nothing open begins anew."""
+        await self._start()
 
     async def _stop(self) -> None:
         """The inverse; also after a start that failed half-way."""

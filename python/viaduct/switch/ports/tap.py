@@ -10,10 +10,15 @@ import errno
 import fcntl
 import os
 import struct
+from typing import TYPE_CHECKING
 
-from viaduct.switch.config import ConfigError, TapPort
+from viaduct.switch.config import ConfigError, PortConfig, TapPort
+from viaduct.switch.handover_format import PortData
 
-from .port import Port
+from .port import Port, PortOwner
+
+if TYPE_CHECKING:
+    from viaduct.vhost_user.handover import Fds
 
 # linux/if_tun.h
 TUNSETIFF = 0x400454CA
@@ -46,20 +51,37 @@ class Tap(Port):
         """Queue pairs."""
         return self.config.queues
 
+    def __init__(self, owner: PortOwner, name: str, config: PortConfig) -> None:
+        super().__init__(owner, name, config)
+        self._queues: list[int] = []
+        self._accepted: list[str] = []
+
     async def _start(self) -> None:
-        queues: list[int] = []
         try:
             for _ in range(self.pairs):
-                queues.append(self._open_queue())
-            accepted = self._offer_offloads(queues)
+                self._queues.append(self._open_queue())
+            self._accepted = self._offer_offloads(self._queues)
             _set_up(self.config.ifname)
-            for pair, queue in enumerate(queues):
-                self.data_path.attach_tap(self.number, pair, queue, accepted)
+            self._attach()
         except OSError as error:
             raise ConfigError(_explain(self.config, error), ("ifname",)) from None
-        finally:
-            for queue in queues:
-                os.close(queue)
+
+    def _attach(self) -> None:
+        for pair, queue in enumerate(self._queues):
+            self.data_path.attach_tap(self.number, pair, queue, self._accepted)
+
+    async def _stop(self) -> None:
+        while self._queues:
+            os.close(self._queues.pop())
+
+    def save(self, fds: Fds) -> PortData:
+        taps = [fds.add(queue) for queue in self._queues]
+        return PortData(name=self.name, broken=self.broken, taps=taps, accepted=self._accepted)
+
+    async def _adopt(self, data: PortData, fds: Fds) -> None:
+        self._queues = [fds.need(queue) for queue in data.taps]
+        self._accepted = data.accepted
+        self._attach()
 
     def _open_queue(self) -> int:
         flags = IFF_TAP | IFF_NO_PI | IFF_VNET_HDR | (IFF_MULTI_QUEUE if self.pairs > 1 else 0)

@@ -2,15 +2,22 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+import socket
+from typing import TYPE_CHECKING, Any
 
 from viaduct.switch.config import ConfigError, VhostUserPort
+from viaduct.switch.handover_format import PortData, PortPosition
 from viaduct.switch.status import Peer as PeerStatus
 from viaduct.vhost_user.backend import Backend
 from viaduct.vhost_user.device import Device, Peer, Vring
 from viaduct.vhost_user.errors import SocketPathError
+from viaduct.vhost_user.handover import Fds
+from viaduct.vhost_user.handover import restore as restore_session
+from viaduct.vhost_user.handover import save as save_session
 from viaduct.vhost_user.protocol import ProtocolFeature
+from viaduct.vhost_user.ring import PACKED_START
 from viaduct.vhost_user.socket_access import SocketAccess, check_mode, group_number, resolve_allow
+from viaduct.vhost_user.socket_path import Listener
 from viaduct.virtio.features import DeviceFeature, DeviceType, NetFeature, describe_features
 from viaduct.virtio.net_config import NetConfig
 
@@ -83,6 +90,41 @@ class VhostUser(Port):
 
     async def _stop(self) -> None:
         await self.backend.close()
+
+    async def freeze(self) -> None:
+        await self.backend.freeze()
+
+    def thaw(self) -> None:
+        self.backend.thaw()
+
+    def save(self, fds: Fds) -> PortData:
+        backend = self.backend
+        return PortData(
+            name=self.name,
+            broken=self.broken,
+            listener=fds.put(backend.listener.sock.fileno()) if backend.listener is not None else None,
+            session=save_session(backend.session, fds) if backend.session is not None else None,
+        )
+
+    async def _adopt(self, data: PortData, fds: Fds) -> None:
+        self.backend.access = _access(self.config)
+        path, listener, session = self.config.path, None, None
+        if data.listener is not None:
+            listener = Listener(path, adopted=socket.socket(fileno=fds.need(data.listener)))
+        if data.session is not None:
+            session = restore_session(data.session, fds, self.device, path, self.name)
+        self.backend.adopt(listener, session)
+
+    def resume(self, position: PortPosition) -> None:
+        if (session := self.backend.session) is not None:
+            session.state.resume(position.rings)
+
+    def take_up(self, position: PortPosition) -> None:
+        if (session := self.backend.session) is not None:
+            # As after a crash: a split ring's used index tells, and so does the whole of a packed one.
+            packed = self.device.layout == "packed"
+            rings = {index: PACKED_START if packed else base for index, base in position.rings.items()}
+            session.state.resume(rings)
 
     def queue_failed(self, index: int, message: str) -> None:
         """The driver broke its ring, or its memory is gone: the front-end is told, and cut off in the latter case."""
@@ -186,6 +228,15 @@ class NetDevice(Device):
         pairs = len([index for index in self._enabled if index % 2 == 0])
         mergeable = "mergeable" if self.negotiated & NetFeature.MRG_RXBUF else "non-mergeable"
         return f"{pairs} queue pair{'s' if pairs > 1 else ''}, {self.layout} rings, {mergeable} buffers"
+
+    def save(self, fds: Fds) -> dict[str, Any]:
+        return {**super().save(fds), "told_mtu": self.told_mtu, "up": self._was_up}
+
+    def restore(self, data: dict[str, Any], fds: Fds) -> None:
+        super().restore(data, fds)
+        self.told_mtu = data.get("told_mtu")
+        self._was_up = bool(data.get("up", False))  # nothing new to report
+        self.port.change(self.port.config)
 
     def connected(self, peer: Peer) -> None:
         self.last_reason = ""
