@@ -45,6 +45,10 @@ class DirtyLog:
     def covers(self, addr: int, len: int) -> bool:
         """Whether each page of a guest-physical range has a bit."""
 
+def signal_call(fd: int) -> bool:
+    """Signals an eventfd or a pipe that belongs to a peer as well. Never waits, even if the peer filled it and made it
+    block. Returns whether the peer can see it; raises OSError for a pipe that cannot be written."""
+
 class RingError(ValueError):
     """A virtqueue that breaks the rules: what was found, what is allowed, the section of virtio 1.2."""
 

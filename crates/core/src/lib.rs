@@ -15,6 +15,8 @@ mod _core {
     #[pymodule_export]
     const VERSION: &str = env!("CARGO_PKG_VERSION");
     #[pymodule_export]
+    use super::descriptors::signal_call;
+    #[pymodule_export]
     use super::guest::{Station, guest_memory_size};
     #[pymodule_export]
     use super::memory::{DirtyLog, GuestMemory};

@@ -16,7 +16,7 @@ use viaduct_switch::{
     Offloads, Polling, PortConfig, QueueStats, Rate, Rules, SwitchError, VhostQueue, VlanMode, clock,
 };
 
-use crate::descriptors::duplicate;
+use crate::descriptors::{call_of, duplicate};
 use crate::memory::GuestMemory;
 
 fn to_python(error: SwitchError) -> PyErr {
@@ -200,7 +200,7 @@ impl Switch {
             .map_err(|error| PyValueError::new_err(error.to_string()))?;
         queue.set_log_addr(log_addr);
         let kick = kick_fd.map(duplicate).transpose()?;
-        let call = call_fd.map(duplicate).transpose()?;
+        let call = call_fd.map(call_of).transpose()?;
         let queue = VhostQueue { queue, kick, call, enabled: false, header_len, mergeable };
         py.detach(|| self.inner.start_queue(port, index, queue)).map_err(to_python)
     }
@@ -214,7 +214,7 @@ impl Switch {
     }
 
     fn set_call(&self, py: Python<'_>, port: u16, index: u16, fd: Option<RawFd>) -> PyResult<()> {
-        let call = fd.map(duplicate).transpose()?;
+        let call = fd.map(call_of).transpose()?;
         py.detach(|| self.inner.set_call(port, index, call)).map_err(to_python)
     }
 

@@ -5,6 +5,7 @@
 //! ([`vhost`], [`tap`], [`pcap`]) and [`offload`].
 
 mod admission;
+mod call;
 mod capture;
 pub mod clock;
 pub mod counters;
@@ -31,6 +32,7 @@ mod vhost;
 mod vlan;
 
 pub use admission::Rules;
+pub use call::{Call, signal};
 pub use capture::{Capture, CapturedFrame};
 pub use event::Event;
 pub use frame::Offloads;

@@ -1,13 +1,12 @@
 //! The switch's end of a virtio-net device's queues: the guest's transmit queue is where frames come from, its receive
 //! queue is where they go (virtio 1.2, 5.1.2).
 
-use std::fs::File;
-use std::io::Write;
-use std::os::fd::{AsRawFd, OwnedFd};
+use std::os::fd::OwnedFd;
 
 use viaduct_memory::{GuestMemory, Span, access};
 use viaduct_ring::{Batch, Chain, DeviceQueue, RingError};
 
+use crate::call::Call;
 use crate::frame::{Frame, HEAD, Outgoing};
 use crate::net_header::NetHeader;
 use crate::sink::{Put, Sink};
@@ -16,8 +15,8 @@ use crate::sink::{Put, Sink};
 #[derive(Debug)]
 struct Vring {
     queue: DeviceQueue,
-    /// Written to notify the driver; none if it polls.
-    call: Option<File>,
+    /// Notifies the driver; none if it polls.
+    call: Option<Call>,
     /// Length of the virtio-net header: 12, or 10 for a legacy driver without mergeable buffers.
     header_len: u32,
     enabled: bool,
@@ -31,17 +30,8 @@ impl Vring {
     }
 
     fn notify(&mut self) -> bool {
-        // An eventfd that is full has a notification pending already; other failures are the peer's own loss.
-        self.call.as_mut().is_some_and(|call| takes_more(call) && call.write(&1u64.to_ne_bytes()).is_ok())
+        self.call.as_ref().is_some_and(Call::signal)
     }
-}
-
-/// Whether a write would not block. That the descriptor does not block is a flag that its front-end shares and can take
-/// back, and a poller that waits for one front-end stops them all.
-fn takes_more(call: &File) -> bool {
-    let mut poll = libc::pollfd { fd: call.as_raw_fd(), events: libc::POLLOUT, revents: 0 };
-    // SAFETY: one valid local.
-    unsafe { libc::poll(&mut poll, 1, 0) == 1 && poll.revents & libc::POLLOUT != 0 }
 }
 
 /// A started queue as the protocol describes it.
@@ -51,8 +41,8 @@ pub struct VhostQueue {
     pub queue: DeviceQueue,
     /// Eventfd on which the driver notifies us; none: the queue has to be polled.
     pub kick: Option<OwnedFd>,
-    /// Eventfd on which we notify the driver; none: it polls.
-    pub call: Option<OwnedFd>,
+    /// What notifies the driver; none: it polls.
+    pub call: Option<Call>,
     /// Whether the front-end has enabled it (vhost-user, "Ring states").
     pub enabled: bool,
     /// Length of the virtio-net header in its buffers.
@@ -71,7 +61,7 @@ pub(crate) struct VhostInput {
 impl VhostInput {
     pub fn new(start: VhostQueue) -> VhostInput {
         let VhostQueue { queue, kick, call, enabled, header_len, .. } = start;
-        let mut ring = Vring { queue, call: call.map(File::from), header_len, enabled };
+        let mut ring = Vring { queue, call, header_len, enabled };
         ring.queue.set_read_only();
         ring.queue.disable_notifications();
         VhostInput { ring, kick }
@@ -85,8 +75,8 @@ impl VhostInput {
         self.ring.queue.memory()
     }
 
-    pub fn set_call(&mut self, call: Option<OwnedFd>) {
-        self.ring.call = call.map(File::from);
+    pub fn set_call(&mut self, call: Option<Call>) {
+        self.ring.call = call;
     }
 
     pub fn set_enabled(&mut self, enabled: bool) {
@@ -168,7 +158,7 @@ const LOOK_AHEAD: usize = 64;
 impl VhostOutput {
     pub fn new(start: VhostQueue) -> VhostOutput {
         let VhostQueue { queue, kick, call, enabled, header_len, mergeable } = start;
-        let mut ring = Vring { queue, call: call.map(File::from), header_len, enabled };
+        let mut ring = Vring { queue, call, header_len, enabled };
         // We look for buffers when there is a frame to deliver, so nobody needs to tell us about new ones.
         ring.queue.disable_notifications();
         let ready = Batch::with_capacity(LOOK_AHEAD);
@@ -194,8 +184,8 @@ impl VhostOutput {
         &mut self.ring.queue
     }
 
-    pub fn set_call(&mut self, call: Option<OwnedFd>) {
-        self.ring.call = call.map(File::from);
+    pub fn set_call(&mut self, call: Option<Call>) {
+        self.ring.call = call;
     }
 
     pub fn set_enabled(&mut self, enabled: bool) {

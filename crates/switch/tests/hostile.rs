@@ -8,7 +8,7 @@ use std::os::fd::{AsFd, AsRawFd};
 use station::{BROADCAST, Options, Station, frame, mac, stats, switch, until};
 use viaduct_memory::{GuestMemory, RegionSpec};
 use viaduct_ring::{DeviceQueue, Layout};
-use viaduct_switch::{Event, Switch, VhostQueue};
+use viaduct_switch::{Call, Event, Switch, VhostQueue};
 
 /// Frames pass between two honest stations, both ways.
 fn check_honest(a: &mut Station, b: &mut Station, seed: u8) {
@@ -154,7 +154,8 @@ fn a_full_eventfd_that_blocks_stops_nobody() {
     let mut a = Station::plug(&switch, Options::default());
     let mut b = Station::plug(&switch, Options::default());
     let call = station::event_fd();
-    switch.set_call(bad.port, 0, call.try_clone().ok()).expect("the port is there");
+    let given = Call::new(call.try_clone().expect("a descriptor")).expect("an eventfd");
+    switch.set_call(bad.port, 0, Some(given)).expect("the port is there");
     let mut call = std::fs::File::from(call);
     call.write_all(&(u64::MAX - 1).to_ne_bytes()).expect("it was empty");
     // SAFETY: a plain fcntl call; the flag is that of all duplicates.

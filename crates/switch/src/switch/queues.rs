@@ -1,12 +1,11 @@
 //! The virtqueues of a vhost-user port: how they start, change and stop while the others run.
 
-use std::os::fd::OwnedFd;
-
 use viaduct_memory::GuestMemory;
 use viaduct_ring::RingError;
 
 use super::attach::find_live;
 use super::{Switch, SwitchError};
+use crate::call::Call;
 use crate::event::Event;
 use crate::fabric::{Fabric, SourceId};
 use crate::forward::Forwarder;
@@ -88,8 +87,8 @@ impl Switch {
         })
     }
 
-    /// Replaces the eventfd by which a started queue notifies its driver (vhost-user, SET_VRING_CALL).
-    pub fn set_call(&self, number: u16, index: u16, call: Option<OwnedFd>) -> Result<(), SwitchError> {
+    /// Replaces the descriptor by which a started queue notifies its driver (vhost-user, SET_VRING_CALL).
+    pub fn set_call(&self, number: u16, index: u16, call: Option<Call>) -> Result<(), SwitchError> {
         self.with_queue(number, index, |port, pair| {
             if is_receive(index) {
                 if let Output::Vhost(output) = &mut port.outputs[pair].state.lock().output {
