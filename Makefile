@@ -14,7 +14,7 @@ export PYO3_PYTHON := $(abspath $(BIN)/python)
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test dev lint unit interop rust-test rust-peers bench bench-quick bench-instructions soak soak-short docs-check format clean distclean
+.PHONY: help demo test dev lint unit interop rust-test rust-peers bench bench-quick bench-instructions soak soak-short fuzz fuzz-short docs-check format clean distclean
 
 help: ## what there is to make
 	@echo 'Viaduct: a user-space virtual switch and hypervisor. See README.md.'
@@ -34,11 +34,14 @@ test: dev $(VENV)/lint.env ## every check: lint, Rust tests, Python tests, tests
 		'rust-peers=$(MAKE) --no-print-directory rust-peers' \
 		'instructions=$(MAKE) --no-print-directory bench-instructions' \
 		'unit=$(MAKE) --no-print-directory unit' 'interop=$(MAKE) --no-print-directory interop' \
-		'soak=$(MAKE) --no-print-directory soak-short'
+		'soak=$(MAKE) --no-print-directory soak-short' \
+		'fuzz=$(MAKE) --no-print-directory fuzz-short'
 
 lint: dev $(VENV)/lint.env ## formatting, clippy, ruff, mypy, and the stubs against the built module
 	$(LINT) cargo fmt --all --check
 	$(LINT) cargo clippy --quiet --workspace --all-targets -- -D warnings
+	$(LINT) cargo fmt --manifest-path fuzz/Cargo.toml --check
+	$(LINT) cargo clippy --quiet --manifest-path fuzz/Cargo.toml --locked --all-targets --target-dir build/fuzz/lint -- -D warnings
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
@@ -68,6 +71,13 @@ soak: dev ## kills, upgrades, churn, storms: the full counts, for hours (docs/re
 
 soak-short: dev ## the same tests with few rounds, as part of `make test`
 	$(BIN)/pytest tests/soak $(PYTEST)
+
+fuzz: $(VENV)/rust.env ## the fuzz targets, ten minutes each; FUZZ='--seconds 3600 --jobs 4 forward' for others (fuzz/README.md)
+	@setup/debian_packages.sh
+	$(RUST) $(BIN)/python fuzz/run.py --seconds 600 $(FUZZ)
+
+fuzz-short: $(VENV)/rust.env ## the same for half a minute each, as part of `make test`
+	$(RUST) $(BIN)/python fuzz/run.py --seconds 30 --jobs 2 --seed 1
 
 bench: dev $(STAMPS)/bench ## testpmd, Open vSwitch with DPDK and Viaduct side by side: a table and a plot
 	@setup/debian_packages.sh

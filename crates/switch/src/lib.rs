@@ -15,6 +15,8 @@ mod forward;
 mod frame;
 mod frame_pool;
 mod mac_rights;
+#[cfg(feature = "fuzzing")]
+pub mod fuzzing;
 pub mod mac_table;
 pub mod net_header;
 mod null;

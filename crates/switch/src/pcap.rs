@@ -168,6 +168,22 @@ impl PcapInput {
         Ok(PcapInput { script, pool: FramePool::new(), timer, started: false })
     }
 
+    /// Reads to the end, or to the first damage: how many frames, and the bytes of the longest.
+    #[cfg(feature = "fuzzing")]
+    pub fn read_all(&mut self) -> Result<(usize, usize), String> {
+        let (mut frames, mut longest) = (0, 0);
+        let mut slot = vec![0; SLOT_SIZE];
+        while let Ok(Some(due)) = self.script.due() {
+            if due <= Instant::now() {
+                longest = self.script.read(&mut slot)?.map_or(longest, |len| longest.max(len - NetHeader::LEN));
+            } else {
+                self.script.next = None;
+            }
+            frames += 1;
+        }
+        Ok((frames, longest))
+    }
+
     pub fn receive(&mut self, batch: &mut Batch, max: usize) -> Result<usize, String> {
         let PcapInput { script, pool, started, .. } = self;
         if !*started {

@@ -47,12 +47,12 @@ pub struct PortConfig {
 /// stop at a batch boundary for the time of a change.
 #[derive(Debug)]
 pub struct Switch {
-    fabric: Arc<RwLock<Fabric>>,
-    macs: Arc<MacTable>,
-    links: Vec<Arc<PollerLink>>,
-    events: Arc<Events>,
-    stop: Arc<AtomicBool>,
-    threads: Vec<JoinHandle<()>>,
+    pub(crate) fabric: Arc<RwLock<Fabric>>,
+    pub(crate) macs: Arc<MacTable>,
+    pub(crate) links: Vec<Arc<PollerLink>>,
+    pub(crate) events: Arc<Events>,
+    pub(crate) stop: Arc<AtomicBool>,
+    pub(crate) threads: Vec<JoinHandle<()>>,
 }
 
 impl Switch {
