@@ -4,7 +4,7 @@ use std::os::fd::{BorrowedFd, OwnedFd, RawFd};
 
 use pyo3::exceptions::PyValueError;
 use pyo3::{PyResult, pyfunction};
-use viaduct_switch::Call;
+use viaduct_memory::Call;
 
 /// A duplicate of one of Python's descriptors.
 pub(crate) fn duplicate(fd: RawFd) -> PyResult<OwnedFd> {

@@ -7,7 +7,7 @@ use pyo3::prelude::*;
 use pyo3::types::PyBytes;
 use viaduct_memory::{RegionCache, RegionSpec, Span};
 
-use crate::descriptors::duplicate;
+use crate::descriptors::{call_of, duplicate};
 
 /// An immutable table of memory regions that another process shares with us.
 #[pyclass(module = "viaduct._core", frozen)]
@@ -122,7 +122,7 @@ impl DirtyLog {
         let log = viaduct_memory::DirtyLog::new(file.as_fd(), offset, size)
             .map_err(|error| PyValueError::new_err(error.to_string()))?;
         let inner = match event_fd {
-            Some(event) => log.with_event(duplicate(event)?),
+            Some(event) => log.with_event(call_of(event)?),
             None => log,
         };
         Ok(DirtyLog { inner })

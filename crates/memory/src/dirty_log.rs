@@ -24,17 +24,17 @@
 //! Where a bit lies is computed from addresses that the front-end names. A bit beyond the end of the log is not written.
 //! The file may be cut like any other, and is guarded in the same way ([`crate::fault`]).
 
-use std::os::fd::{AsRawFd, BorrowedFd, OwnedFd};
+use std::os::fd::BorrowedFd;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU8, Ordering};
 
-use crate::{Mapping, MappingError};
+use crate::{Call, Mapping, MappingError};
 
 /// A log of written pages, shared with the front-end. Cloning shares it.
 #[derive(Clone, Debug)]
 pub struct DirtyLog {
     mapping: Arc<Mapping>,
-    event: Option<Arc<OwnedFd>>,
+    event: Option<Arc<Call>>,
 }
 
 impl DirtyLog {
@@ -51,7 +51,7 @@ impl DirtyLog {
 
     /// The same log, of which `event`, an eventfd, is told when pages have been marked (vhost-user,
     /// VHOST_USER_SET_LOG_FD).
-    pub fn with_event(&self, event: OwnedFd) -> DirtyLog {
+    pub fn with_event(&self, event: Call) -> DirtyLog {
         DirtyLog { mapping: self.mapping.clone(), event: Some(Arc::new(event)) }
     }
 
@@ -100,15 +100,8 @@ impl DirtyLog {
 
     /// An eventfd that is full says already what there is to say.
     fn tell(&self) {
-        let Some(event) = &self.event else { return };
-        let mut poll = libc::pollfd { fd: event.as_raw_fd(), events: libc::POLLOUT, revents: 0 };
-        let one = 1u64.to_ne_bytes();
-        // SAFETY: valid locals of the lengths given; the descriptor is open.
-        unsafe {
-            // That it does not block is a flag which the front-end shares and can take back.
-            if libc::poll(&mut poll, 1, 0) == 1 && poll.revents & libc::POLLOUT != 0 {
-                libc::write(event.as_raw_fd(), one.as_ptr().cast(), one.len());
-            }
+        if let Some(event) = &self.event {
+            event.signal();
         }
     }
 }

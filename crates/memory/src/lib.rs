@@ -16,12 +16,14 @@
 //! turns the resulting SIGBUS into a flag on the mapping.
 
 pub mod access;
+mod call;
 mod dirty_log;
 pub mod fault;
 mod guest_memory;
 mod mapping;
 mod span;
 
+pub use call::Call;
 pub use dirty_log::DirtyLog;
 pub use guest_memory::{AddressSpace, GuestMemory, MAX_REGIONS, MemoryError, RegionCache, RegionSpec, Window};
 pub use mapping::{Mapping, MappingError, memfd};

@@ -4,7 +4,7 @@ use std::collections::BTreeSet;
 use std::os::fd::{AsFd, AsRawFd, FromRawFd, OwnedFd};
 
 use proptest::prelude::*;
-use viaduct_memory::{DirtyLog, GuestMemory, Mapping, MemoryError, RegionCache, RegionSpec, access, memfd};
+use viaduct_memory::{Call, DirtyLog, GuestMemory, Mapping, MemoryError, RegionCache, RegionSpec, access, memfd};
 
 const PAGE: u64 = DirtyLog::PAGE;
 /// The log lies between two stretches that are not its own, and begins at no page of the file.
@@ -39,9 +39,10 @@ impl Bitmap {
     }
 }
 
-fn event_fd() -> OwnedFd {
+fn event_fd() -> Call {
     // SAFETY: a fresh descriptor, taken over at once.
-    unsafe { OwnedFd::from_raw_fd(libc::eventfd(0, libc::EFD_CLOEXEC | libc::EFD_NONBLOCK)) }
+    let fd = unsafe { OwnedFd::from_raw_fd(libc::eventfd(0, libc::EFD_CLOEXEC | libc::EFD_NONBLOCK)) };
+    Call::new(fd).expect("an eventfd")
 }
 
 /// Ranges near everything that matters: pages, bytes of the log, its end, the last address.

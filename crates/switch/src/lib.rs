@@ -5,7 +5,6 @@
 //! ([`vhost`], [`tap`], [`pcap`]) and [`offload`].
 
 mod admission;
-mod call;
 mod capture;
 pub mod clock;
 pub mod counters;
@@ -34,7 +33,6 @@ mod vhost;
 mod vlan;
 
 pub use admission::Rules;
-pub use call::{Call, signal};
 pub use capture::{Capture, CapturedFrame};
 pub use event::Event;
 pub use frame::Offloads;

@@ -3,10 +3,9 @@
 
 use std::os::fd::OwnedFd;
 
-use viaduct_memory::{GuestMemory, Span, access};
+use viaduct_memory::{Call, GuestMemory, Span, access};
 use viaduct_ring::{Batch, Chain, DeviceQueue, RingError};
 
-use crate::call::Call;
 use crate::frame::{Frame, HEAD, Outgoing};
 use crate::net_header::NetHeader;
 use crate::sink::{Put, Sink};

@@ -6,9 +6,9 @@ use std::io::{Read, Write};
 use std::os::fd::{AsFd, AsRawFd};
 
 use station::{BROADCAST, Options, Station, frame, mac, stats, switch, until};
-use viaduct_memory::{GuestMemory, RegionSpec};
+use viaduct_memory::{Call, GuestMemory, RegionSpec};
 use viaduct_ring::{DeviceQueue, Layout};
-use viaduct_switch::{Call, Event, Switch, VhostQueue};
+use viaduct_switch::{Event, Switch, VhostQueue};
 
 /// Frames pass between two honest stations, both ways.
 fn check_honest(a: &mut Station, b: &mut Station, seed: u8) {

@@ -1,11 +1,10 @@
 //! The virtqueues of a vhost-user port: how they start, change and stop while the others run.
 
-use viaduct_memory::GuestMemory;
+use viaduct_memory::{Call, GuestMemory};
 use viaduct_ring::RingError;
 
 use super::attach::find_live;
 use super::{Switch, SwitchError};
-use crate::call::Call;
 use crate::event::Event;
 use crate::fabric::{Fabric, SourceId};
 use crate::forward::Forwarder;

@@ -1,4 +1,4 @@
-//! The descriptor by which a driver is notified ("call", vhost-user), written without any chance to block.
+//! The descriptor by which a peer is notified ("call", vhost-user), written without any chance to block.
 //!
 //! # Theory of operation
 //!
@@ -18,11 +18,11 @@
 
 use std::fs::{File, OpenOptions};
 use std::io::{self, Write};
-use std::os::fd::{AsRawFd, BorrowedFd, OwnedFd};
+use std::os::fd::{AsRawFd, OwnedFd};
 use std::os::unix::fs::OpenOptionsExt;
 use std::sync::atomic::{AtomicU32, Ordering};
 
-/// A driver's call descriptor.
+/// A descriptor by which a peer is notified.
 #[derive(Debug)]
 pub struct Call {
     file: File,
@@ -51,7 +51,7 @@ impl Call {
         Ok(Call { file, pipe })
     }
 
-    /// Signals once. Returns whether the driver has it now; a descriptor that is full or of another kind is the peer's own
+    /// Signals once. Returns whether the peer has it now; a descriptor that is full or of another kind is the peer's own
     /// loss.
     pub fn signal(&self) -> bool {
         if self.pipe {
@@ -169,15 +169,10 @@ impl Drop for Bell {
     }
 }
 
-/// Signals an eventfd or a pipe that is somebody else's as well, and never waits. Returns whether that worked.
-pub fn signal(fd: BorrowedFd) -> bool {
-    fd.try_clone_to_owned().and_then(Call::new).is_ok_and(|call| call.signal())
-}
-
 #[cfg(test)]
 mod tests {
     use std::io::Read;
-    use std::os::fd::{AsFd, FromRawFd};
+    use std::os::fd::FromRawFd;
 
     use super::*;
 
@@ -206,8 +201,9 @@ mod tests {
     fn a_full_event_fd_that_blocks_does_not_block() {
         let fd = event_fd(0);
         (&fd).write_all(&(u64::MAX - 1).to_ne_bytes()).expect("it was empty");
+        let call = Call::new(fd.try_clone().expect("a descriptor").into()).expect("an eventfd");
         for _ in 0..1000 {
-            signal(fd.as_fd());
+            call.signal();
         }
         assert!(value(&fd) >= u64::MAX - 1);
     }
