@@ -20,7 +20,7 @@ use crate::switch::{Switch, SwitchError};
 pub enum Round {
     /// Nothing there, or all that was there is done.
     Done,
-    /// Frames wait for room.
+    /// Frames wait.
     Waiting,
     /// The source is broken, for this reason.
     Broken(String),
@@ -41,8 +41,8 @@ impl Stepper {
     pub fn step(&mut self, switch: &Switch, port: u16, queue: u16) -> Round {
         match self.0.forward(&switch.fabric.read(), SourceId { port, queue }) {
             Progress::Idle | Progress::Moved(_) => Round::Done,
-            Progress::Waiting => Round::Waiting,
             Progress::Broken(message) => Round::Broken(message),
+            _ => Round::Waiting,
         }
     }
 
@@ -71,5 +71,5 @@ pub fn switch_without_threads(signal: OwnedFd) -> Result<Switch, SwitchError> {
 /// # Errors
 /// If it is no capture file that can be replayed.
 pub fn read_capture(file: File) -> Result<(usize, usize), String> {
-    PcapInput::open(file)?.read_all()
+    PcapInput::open(file, 0)?.read_all()
 }

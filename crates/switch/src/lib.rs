@@ -13,9 +13,9 @@ mod fabric;
 mod forward;
 mod frame;
 mod frame_pool;
-mod mac_rights;
 #[cfg(feature = "fuzzing")]
 pub mod fuzzing;
+mod mac_rights;
 pub mod mac_table;
 pub mod net_header;
 mod null;
