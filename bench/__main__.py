@@ -27,7 +27,7 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--backends", default=None, help=f"some of {','.join(suite.BACK_ENDS)}; all peers and Viaduct")
     parser.add_argument("--mode", action="append", help="only this ring mode (may be repeated)")
     parser.add_argument(
-        "--part", action="append", help="only this part: modes, stations, latency, adaptive, ports or pages"
+        "--part", action="append", help="only this part: modes, stations, latency, adaptive, pages, ports"
     )
     parser.add_argument("--verbose", action="store_true", help="print each round")
     return parser.parse_args()

@@ -29,12 +29,17 @@ class BackEnd(ABC):
     guest_hugepages: ClassVar[bool] = True
     """Whether the guests' memory (the generator's, that is) lies in hugepages."""
 
+    connects: ClassVar[bool] = False
+    """Whether it connects to the sockets, on which the front-ends listen, instead of listening itself."""
+
     def __init__(self, directory: Path, cpu: int) -> None:
         self.directory = directory
         self.cpu = cpu
         self.sockets = [directory / f"port{index}" for index in range(self.ports)]
         self.launched = 0.0
         """Time of the epoch just before the switch's process was started."""
+        self.launcher: Sequence[str] = ()
+        """Put in front of the switch's command, to start it inside a network namespace for one."""
         self.tsc_hz = 0
         """Rate of the time-stamp counter, for those who count their work in seconds. Set once a generator knows it."""
 
@@ -60,12 +65,18 @@ class BackEnd(ABC):
         Raises ProgramError when that takes longer than `timeout` seconds.
         """
         deadline = time.monotonic() + timeout
-        while not all(path.exists() for path in self.sockets):
+        while True:
+            try:
+                if self.connects or all(path.exists() for path in self.sockets):
+                    self.work()
+                    return
+                failure = ProgramError(f"{self.name} has not made its sockets within {timeout:g} s")
+            except ProgramError as error:  # a control socket may be there before all its commands are
+                failure = error
             self.program().check()
             if time.monotonic() > deadline:
-                raise ProgramError(f"{self.name} has not made its sockets within {timeout:g} s")
+                raise failure
             time.sleep(0.01)
-        self.work()
 
     def pause(self) -> None:
         self.program().pause()

@@ -3,12 +3,13 @@
 import statistics
 import tempfile
 import time
+from contextlib import ExitStack
 from pathlib import Path
 
 import msgspec
 
 from bench.backend import BackEnd
-from bench.generator import RING_MODES, Generator, Load
+from bench.generator import PORTS_MAX, RING_MODES, Generator, Load
 from bench.process import ProgramError
 
 _MODE = RING_MODES["split"]
@@ -51,6 +52,21 @@ def _first_packet(kind: type[BackEnd], cpu: int, generator_cpu: int) -> float:
     if first == 0:
         raise ProgramError(f"{kind.name} forwarded nothing within 20 s of its start")
     return first - backend.launched
+
+
+def crowded_memory(kind: type[BackEnd], cpus: tuple[int, int]) -> int:
+    """Resident memory in bytes, without the guests', when all ports of a back-end with many are connected."""
+    with tempfile.TemporaryDirectory(prefix="viaduct-bench-") as directory, ExitStack() as stack:
+        backend = stack.enter_context(kind(Path(directory), cpus[0]))
+        backend.start()
+        backend.settle()
+        guests: frozenset[tuple[str, str]] = frozenset()
+        for first in range(0, kind.ports, PORTS_MAX):
+            generator = stack.enter_context(Generator(backend.sockets[first : first + PORTS_MAX], _MODE, cpus[1]))
+            generator.ready()
+            generator.wait_for_traffic()
+            guests |= generator.program.mapped_files()
+        return backend.program().footprint(guests).small_pages
 
 
 def measure(kind: type[BackEnd], cpus: tuple[int, int], *, starts: int, seconds: float) -> Footprint:

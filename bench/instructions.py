@@ -22,6 +22,8 @@ from pathlib import Path
 
 import msgspec
 
+from bench import programs
+from bench.programs import BuildError
 from bench.report import RESULTS
 
 GROWTH_ALLOWED = 0.05
@@ -70,16 +72,6 @@ def _run(*command: str) -> str:
     return result.stdout
 
 
-def _built() -> str:
-    """Build the program and return its path."""
-    command = ["cargo", "build", "--release", "--quiet", "--package", "viaduct-switch", "--example", "forward"]
-    for line in _run(*command, "--message-format=json").splitlines():
-        message = msgspec.json.decode(line)
-        if message.get("reason") == "compiler-artifact" and message.get("executable"):
-            return str(message["executable"])
-    raise CountError(f"{' '.join(command)} has built no program")
-
-
 def _total(program: str, case: Case, frames: int) -> int:
     """Instructions of the forwarding function in one run."""
     layout, size, *extra = case
@@ -99,7 +91,7 @@ def count() -> tuple[str, Figures]:
     for tool in ("cargo", "valgrind"):
         if shutil.which(tool) is None:
             raise CountError(f"{tool} is missing" + (": apt-get install valgrind" if tool == "valgrind" else ""))
-    program = _built()
+    program = str(programs.example("forward"))
 
     def instructions(case: Case) -> float:
         frames = _FRAMES_OF_STATIONS if case[-1].startswith("macs=") else _FRAMES
@@ -141,7 +133,7 @@ def main() -> int:
     update = parser.parse_args().update
     try:
         compiler, figures = count()
-    except CountError as error:
+    except (CountError, BuildError) as error:
         print(f"bench: {error}", file=sys.stderr)
         return 1
     kept = _kept()

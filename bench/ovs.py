@@ -2,11 +2,11 @@
 
 import os
 import re
-import socket
 import subprocess
 import time
 from collections.abc import Sequence
 from pathlib import Path
+from typing import ClassVar
 
 import msgspec
 
@@ -14,7 +14,14 @@ from bench.backend import BackEnd, Work
 from bench.process import Program, ProgramError
 
 _SWITCHD = ("/usr/lib/openvswitch-switch-dpdk/ovs-vswitchd-dpdk", "/usr/sbin/ovs-vswitchd")
+# Its bridges make interfaces, which would meet those of another Open vSwitch on the machine.
+_PRIVATE_NETWORK = ("unshare", "--net")
 _SCHEMA = "/usr/share/openvswitch/vswitch.ovsschema"
+
+
+class _Reply(msgspec.Struct):
+    result: str | None = None
+    error: str | None = None
 
 
 class Ovs(BackEnd):
@@ -22,6 +29,9 @@ class Ovs(BackEnd):
     title = "OVS-DPDK NORMAL"
     # It allocates 262,144 packet buffers where it can; with less memory it starts, but then refuses connections.
     hugepages_mb = 1400
+
+    settings: ClassVar[tuple[str, ...]] = ()
+    """Further KEY=VALUE settings of the whole switch, made before it starts."""
 
     _database: Program | None = None
     _switch: Program | None = None
@@ -64,18 +74,22 @@ class Ovs(BackEnd):
             "init", "--", "set", "Open_vSwitch", ".",
             "other_config:dpdk-init=true", "other_config:dpdk-socket-mem=512",
             f"other_config:pmd-cpu-mask={mask}", f"other_config:dpdk-lcore-mask={mask}",
-            'other_config:dpdk-extra="--no-pci --no-telemetry --in-memory"',
+            'other_config:dpdk-extra="--no-pci --no-telemetry --in-memory"', *self.settings,
         )
         self._configure("add-br", "bench", "--", "set", "bridge", "bench", "datapath_type=netdev", *options)
         # fmt: on
         for port in self.sockets:
-            self._configure("add-port", "bench", port.name, "--", "set", "Interface", port.name, "type=dpdkvhostuser")
+            kind = ["type=dpdkvhostuser"]
+            if self.connects:
+                kind = ["type=dpdkvhostuserclient", f"options:vhost-server-path={port}"]
+            self._configure("add-port", "bench", port.name, "--", "set", "Interface", port.name, *kind)
         switchd = next((path for path in _SWITCHD if Path(path).exists()), None)
         if switchd is None:
             raise ProgramError("Open vSwitch with DPDK is missing: apt-get install openvswitch-switch-dpdk")
+        control = (f"--unixctl={self.directory}/switch.ctl", "-vconsole:warn")
         self._switch = Program(
             self.name,
-            [switchd, f"unix:{self.directory}/db.sock", f"--unixctl={self.directory}/switch.ctl", "-vconsole:warn"],
+            [*(self.launcher or _PRIVATE_NETWORK), switchd, f"unix:{self.directory}/db.sock", *control],
             cpu=self.cpu,
             environment=self._environment,
         )
@@ -87,17 +101,18 @@ class Ovs(BackEnd):
 
     def _ask(self, method: str) -> str:
         """One command over the control socket (JSON-RPC), without the cost of starting ovs-appctl."""
-        with socket.socket(socket.AF_UNIX) as control:
-            control.settimeout(10)
-            control.connect(f"{self.directory}/switch.ctl")
+        with self.program().connected(self.directory / "switch.ctl") as control:
             control.sendall(msgspec.json.encode({"id": 0, "method": method, "params": []}))
             answer = b""
             while chunk := control.recv(65536):
                 answer += chunk
                 try:
-                    return str(msgspec.json.decode(answer)["result"])
+                    reply = msgspec.json.decode(answer, type=_Reply)
                 except msgspec.DecodeError:
                     continue  # the rest of it follows
+                if reply.result is None:
+                    raise ProgramError(f"ovs-vswitchd answers {method} with {reply.error}")
+                return reply.result
         raise ProgramError(f"ovs-vswitchd closed its control socket instead of answering {method}")
 
     def work(self) -> Work:

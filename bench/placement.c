@@ -8,7 +8,8 @@
  * do. So this program bounces one cache line between the two CPUs, a few dozen microseconds in each period, for as long
  * as it runs, and prints for each period
  *
- *   {"time": seconds since the epoch, "round_trip_ns": median of several bursts, or null if a side was late}
+ *   {"time": seconds since the epoch, "round_trip_ns": median of several bursts, or null if a side was late,
+ *    "tsc_hz": rate of the time-stamp counter}
  *
  * It runs at real-time priority where that is allowed, because the CPUs are busy with what is being measured.
  */
@@ -20,6 +21,7 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <time.h>
+#include <x86intrin.h>
 
 #define BURSTS 7
 #define BOUNCES 40
@@ -114,6 +116,7 @@ static int ascending(const void *a, const void *b)
 
 int main(int argc, char **argv)
 {
+	uint64_t counter = __rdtsc();
 	pthread_t thread;
 
 	if (argc < 3) {
@@ -141,7 +144,8 @@ int main(int argc, char **argv)
 			count++;
 		}
 		clock_gettime(CLOCK_REALTIME, &t);
-		printf("{\"time\":%ld.%06ld,\"round_trip_ns\":", (long)t.tv_sec, t.tv_nsec / 1000);
+		printf("{\"time\":%ld.%06ld,\"tsc_hz\":%.0f,\"round_trip_ns\":", (long)t.tv_sec, t.tv_nsec / 1000,
+		       (double)(__rdtsc() - counter) / (double)(monotonic() - shared.begin) * 1e9);
 		if (count < 3) {
 			printf("null}\n");
 		} else {

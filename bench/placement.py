@@ -20,6 +20,7 @@ Placement = Literal["near", "far", "mixed", "unknown"]
 class _Probe(msgspec.Struct, frozen=True):
     time: float
     round_trip_ns: float | None
+    tsc_hz: float
 
 
 class PlacementProbe:
@@ -44,6 +45,11 @@ class PlacementProbe:
         probes = list(self._probes)
         first = bisect.bisect_left(probes, start, key=lambda probe: probe.time)
         return [p.round_trip_ns for p in probes[first:] if p.time <= end and p.round_trip_ns is not None]
+
+    def tsc_hz(self) -> int:
+        """The rate of the time-stamp counter. Known some seconds after the start to a few parts in a million."""
+        self._program.check()
+        return round(self._probes[-1].tsc_hz) if self._probes else 0
 
     def stop(self) -> None:
         self._program.stop()

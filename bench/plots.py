@@ -13,6 +13,7 @@ from bench import summary
 from bench.generator import RING_MODES
 from bench.interleave import Slot
 from bench.report import RESULTS, Cell, Report
+from bench.suite import VARIANTS
 
 _COLOURS = {"testpmd": "#7a8ba3", "ovs": "#c8a24a", "viaduct": "#1f7a5c", "viaduct-adaptive": "#7fc4a8"}
 
@@ -107,6 +108,35 @@ def stations(report: Report) -> list[Path]:
     return _save(figure, f"{report.suite}-stations")
 
 
+def ports(report: Report) -> list[Path]:
+    """Cycles per packet of our switch over the number of its ports, of which two carry traffic."""
+    figure, axes = plt.subplots(figsize=(6, 4))
+    drawn = False
+    for part, colour in (("ports", _COLOURS["viaduct-adaptive"]), ("ports, busy", _COLOURS["viaduct"])):
+        for cell in (cell for cell in report.cells if cell.rounds and cell.part == part):
+            rounds = summary.choose(cell.rounds)[1]
+            points = [
+                (kind.ports, found.median)
+                for kind in VARIANTS[part]
+                if (found := summary.figures(rounds, kind.name, lambda slot: slot.cycles))
+            ]
+            if points:
+                axes.plot(
+                    *zip(*points, strict=True), marker="o", label="busy" if "busy" in part else "adaptive", color=colour
+                )
+                drawn = True
+    if not drawn:
+        plt.close(figure)
+        return []
+    axes.set_xscale("log", base=2)
+    axes.set_ylim(bottom=0)
+    axes.set_xlabel("connected ports, two of them with traffic")
+    axes.set_ylabel("busy cycles per packet")
+    axes.legend(frameon=False, title="polling")
+    axes.grid(linewidth=0.4)
+    return _save(figure, f"{report.suite}-ports")
+
+
 def latency(report: Report) -> list[Path]:
     """The distribution of latency at each rate: medians over the rounds of each percentile."""
     cells = [cell for cell in report.cells if cell.rounds and cell.part == "latency"]
@@ -137,4 +167,4 @@ def latency(report: Report) -> list[Path]:
 
 def all_of(report: Report) -> list[Path]:
     """Every plot the report has data for."""
-    return [path for plot in (modes, sizes, stations, latency) for path in plot(report)]
+    return [path for plot in (modes, sizes, stations, ports, latency) for path in plot(report)]

@@ -4,6 +4,7 @@ import contextlib
 import os
 import queue
 import signal
+import socket
 import subprocess
 import threading
 import time
@@ -121,6 +122,23 @@ class Program:
         """Raise ProgramError if it has ended."""
         if self._process.poll() is not None:
             raise self._failure(f"ended with status {self._process.returncode}")
+
+    def connected(self, path: Path, timeout: float = 20) -> socket.socket:
+        """A connection to a socket that it makes when it is ready. Raises ProgramError."""
+        deadline = time.monotonic() + timeout
+        while True:
+            connection = socket.socket(socket.AF_UNIX)
+            connection.settimeout(timeout)
+            try:
+                connection.connect(str(path))
+            except OSError as error:
+                connection.close()
+                self.check()
+                if time.monotonic() > deadline:
+                    raise self._failure(f"cannot be reached by {path} ({error})") from None
+                time.sleep(0.005)
+            else:
+                return connection
 
     def pause(self) -> None:
         self._process.send_signal(signal.SIGSTOP)

@@ -1,6 +1,7 @@
-"""Builds the benchmark's two C programs into a cache outside the repository, once for each version of their source."""
+"""The benchmark's programs: those in C, kept in a cache outside the repository, and those in Rust, built by cargo."""
 
 import hashlib
+import json
 import os
 import shutil
 import subprocess
@@ -30,17 +31,8 @@ def _compile(name: str, sources: list[str], flags: list[str]) -> Path:
         raise BuildError("no C compiler: apt-get install gcc")
     program.parent.mkdir(parents=True, exist_ok=True)
     unfinished = program.with_suffix(f".{os.getpid()}")
-    command = [
-        compiler,
-        "-std=gnu11",
-        "-O3",
-        "-Wall",
-        "-Wextra",
-        "-o",
-        str(unfinished),
-        str(SOURCES / sources[0]),
-        *flags,
-    ]
+    options = ["-std=gnu11", "-O3", "-Wall", "-Wextra"]
+    command = [compiler, *options, "-o", str(unfinished), str(SOURCES / sources[0]), *flags]
     result = subprocess.run(command, capture_output=True, text=True)
     if result.returncode:
         raise BuildError(f"{' '.join(command)}\n{result.stderr}")
@@ -60,3 +52,21 @@ def generator() -> Path:
 def placement() -> Path:
     """The probe of the distance between two CPUs."""
     return _compile("placement", ["placement.c"], ["-pthread"])
+
+
+def stream() -> Path:
+    """The two ends of a TCP stream, for guests and for the host."""
+    return _compile("stream", ["stream.c"], ["-static"])
+
+
+def example(name: str) -> Path:
+    """One of the example programs in crates/switch, built for release."""
+    command = ["cargo", "build", "--release", "--quiet", "--package", "viaduct-switch", "--example", name]
+    if shutil.which(command[0]) is None:
+        raise BuildError("cargo is missing: run this through make")
+    done = subprocess.run([*command, "--message-format=json"], cwd=SOURCES.parent, capture_output=True, text=True)
+    for line in done.stdout.splitlines():
+        message = json.loads(line)
+        if message.get("reason") == "compiler-artifact" and message.get("executable"):
+            return Path(message["executable"])
+    raise BuildError(f"{' '.join(command)}\n{done.stderr}")

@@ -11,6 +11,8 @@ import msgspec
 from bench.footprint import Footprint
 from bench.generator import RING_MODES, Load
 from bench.interleave import Round
+from bench.pollers import PollerRound
+from bench.streams import Streams
 
 RESULTS = Path(__file__).parent / "results"
 
@@ -46,6 +48,10 @@ class Report(msgspec.Struct):
     titles: dict[str, str]
     cells: list[Cell] = []
     footprints: dict[str, Footprint] = {}
+    crowded_memory: dict[str, int] = {}
+    """Bytes resident by the name of a back-end with many ports."""
+    streams: list[Streams] = []
+    pollers: list[PollerRound] = []
     failures: list[str] = []
 
     def save(self) -> Path:

@@ -1,5 +1,6 @@
 """What is measured: the cells of the full and the quick suite, and the order in which they are run."""
 
+import math
 import os
 import tempfile
 import time
@@ -9,16 +10,26 @@ from pathlib import Path
 
 import msgspec
 
-from bench import footprint, hugepages, report, summary, viaduct
+from bench import footprint, hugepages, pollers, report, streams, summary, viaduct
 from bench.backend import BackEnd
 from bench.generator import MEMORY_MB, PORTS_MAX, RING_MODES, Generator, Load
 from bench.interleave import Contender, compare, near
 from bench.ovs import Ovs
 from bench.placement import PlacementProbe
 from bench.process import ProgramError
+from bench.programs import BuildError
 from bench.report import Cell, Report
 from bench.testpmd import Testpmd
-from bench.viaduct import AdaptiveViaduct, CrowdedViaduct, OtherViaduct, SmallPagesViaduct, Viaduct
+from bench.viaduct import (
+    AdaptiveViaduct,
+    BusyCrowdedViaduct,
+    BusyPopulousViaduct,
+    CrowdedViaduct,
+    OtherViaduct,
+    PopulousViaduct,
+    SmallPagesViaduct,
+    Viaduct,
+)
 
 BACK_ENDS: dict[str, type[BackEnd]] = {
     kind.name: kind for kind in (Testpmd, Ovs, Viaduct, AdaptiveViaduct, OtherViaduct)
@@ -27,7 +38,8 @@ DEFAULT_BACK_ENDS = ("testpmd", "ovs", "viaduct")
 
 VARIANTS: dict[str, tuple[type[BackEnd], ...]] = {
     "adaptive": (Viaduct, AdaptiveViaduct),
-    "ports": (AdaptiveViaduct, CrowdedViaduct),
+    "ports": (AdaptiveViaduct, PopulousViaduct, CrowdedViaduct),
+    "ports, busy": (Viaduct, BusyPopulousViaduct, BusyCrowdedViaduct),
     "pages": (Viaduct, SmallPagesViaduct),
 }
 """Parts in which our switch is compared with itself."""
@@ -38,7 +50,8 @@ _OPTIONS = {"ovs": ("other-config:mac-table-size=65536",)}
 
 class Plan(msgspec.Struct, frozen=True):
     """One suite. `slot` in seconds; `starts` is how often the time to the first packet is taken. Cells that found the
-    cores apart are tried again while less than `budget` seconds have passed."""
+    cores apart are tried again while less than `budget` seconds have passed. Each turn of a TCP stream takes twice
+    `stream_seconds`."""
 
     name: str
     cells: tuple[tuple[str, str, Load], ...]
@@ -47,6 +60,9 @@ class Plan(msgspec.Struct, frozen=True):
     starts: int
     idle_seconds: float
     budget: float
+    stream_rounds: int = 0
+    stream_seconds: float = 1
+    poller_rounds: int = 0
 
 
 def _latency(rate: float) -> Load:
@@ -65,14 +81,16 @@ FULL = Plan(
         *(("stations", "split", Load(sources=count)) for count in (1, 1000, 4000, 20_000)),
         *(("latency", "split", _latency(rate)) for rate in (1e5, 1e6, 3e6)),
         *(("adaptive", mode, Load(both=both)) for mode in ("split", "packed") for both in (False, True)),
-        ("ports", "split", Load(both=True)),
+        *((part, "split", Load(both=True)) for part in ("ports", "ports, busy")),
         *(("pages", "split", Load(size=size)) for size in (64, 1500)),
     ),
-    rounds=8,
+    rounds=6,
     slot=0.3,
     starts=5,
-    idle_seconds=4,
-    budget=15 * 60,
+    idle_seconds=3,
+    budget=16 * 60,
+    stream_rounds=5,
+    poller_rounds=20,
 )
 
 QUICK = Plan(
@@ -90,6 +108,7 @@ QUICK = Plan(
     starts=1,
     idle_seconds=1.5,
     budget=100,
+    poller_rounds=5,
 )
 
 
@@ -124,19 +143,20 @@ def _complete(cell: Cell) -> bool:
     return sum(map(near, cell.rounds)) >= summary.FEWEST
 
 
-def _measure(plan: Plan, kinds: Sequence[type[BackEnd]], results: Report, say: Callable[[str], None]) -> None:
+def _measure(
+    plan: Plan, kinds: Sequence[type[BackEnd]], results: Report, say: Callable[[str], None], deadline: float
+) -> None:
     """Every cell once, and again those that lack near rounds, as long as there is time."""
-    deadline = time.monotonic() + plan.budget
     with ExitStack() as stack:
         probe = PlacementProbe(cpus())
         stack.callback(probe.stop)
         planned = {(part, mode, load) for part, mode, load in plan.cells}
         waiting = [c for c in results.cells if (c.part, c.mode, c.load) in planned and not _complete(c)]
-        while waiting:
-            _one_pass(plan, kinds, waiting, probe, results, say)
+        first = True
+        while waiting and (first or time.monotonic() < deadline):
+            _one_pass(plan, kinds, waiting, probe, results, say, math.inf if first else deadline)
             waiting = [cell for cell in waiting if not _complete(cell)]
-            if time.monotonic() > deadline:
-                break
+            first = False
 
 
 def _one_pass(
@@ -146,12 +166,15 @@ def _one_pass(
     probe: PlacementProbe,
     results: Report,
     say: Callable[[str], None],
+    deadline: float,
 ) -> None:
     """Each cell once; back-ends stay alive from one cell to the next where they can."""
     with ExitStack() as stack:
         running: tuple[str, Sequence[type[BackEnd]]] | None = None
         contenders: list[Contender] = []
         for cell in cells:
+            if time.monotonic() > deadline:
+                return
             wanted = (cell.mode, VARIANTS.get(cell.part, kinds))
             say(str(cell))
             try:
@@ -172,8 +195,11 @@ def _one_pass(
 
 def _hugepages(kinds: Sequence[type[BackEnd]]) -> int:
     """Megabytes that the peers and the generators need at the same time."""
-    largest: list[type[BackEnd]] = [*kinds, CrowdedViaduct]
-    return sum(kind.hugepages_mb + MEMORY_MB * -(-kind.ports // PORTS_MAX) for kind in largest)
+
+    def together(kinds: Sequence[type[BackEnd]]) -> int:
+        return sum(kind.hugepages_mb + MEMORY_MB * -(-kind.ports // PORTS_MAX) for kind in kinds)
+
+    return max(together(kinds), *map(together, VARIANTS.values()))
 
 
 def run(plan: Plan, names: Sequence[str], say: Callable[[str], None]) -> Report:
@@ -188,8 +214,8 @@ def run(plan: Plan, names: Sequence[str], say: Callable[[str], None]) -> Report:
         titles={kind.name: kind.title for kind in kinds},
         cells=[Cell(*cell) for cell in plan.cells if cell[0] not in VARIANTS or Viaduct in kinds],
     )
+    deadline = time.monotonic() + plan.budget
     with hugepages.reserved(_hugepages(kinds)):
-        _measure(plan, kinds, results, say)
         for kind in kinds:
             # What a user runs: the switch with its own choice of polling.
             chosen = AdaptiveViaduct if kind is Viaduct else kind
@@ -200,8 +226,35 @@ def run(plan: Plan, names: Sequence[str], say: Callable[[str], None]) -> Report:
             except ProgramError as error:
                 results.failures.append(f"footprint of {kind.name}: {error}")
                 say(f"failed: {error}")
+        if Viaduct in kinds and plan.poller_rounds:
+            _measure_ours(plan, results, say)
+        _measure(plan, kinds, results, say, deadline)
     results.seconds = round(time.time() - begin, 1)
     return results
+
+
+def _measure_ours(plan: Plan, results: Report, say: Callable[[str], None]) -> None:
+    """What is asked of our switch beside packet rates; streams bring peers of their own."""
+    say("many ports, two pollers")
+    try:
+        results.crowded_memory[CrowdedViaduct.name] = footprint.crowded_memory(CrowdedViaduct, cpus())
+        results.pollers = pollers.measure(cpus(), plan.poller_rounds)
+    except (ProgramError, BuildError) as error:
+        results.failures.append(f"many ports, two pollers: {error}")
+        say(f"failed: {error}")
+    if plan.stream_rounds:
+        with hugepages.reserved(streams.HUGEPAGES_MB):
+            for part in streams.PARTS:
+                measured = streams.measure(
+                    part,
+                    cpus(),
+                    rounds=plan.stream_rounds,
+                    seconds=plan.stream_seconds,
+                    say=say,
+                    failures=results.failures,
+                )
+                results.streams.append(measured)
+                results.save()
 
 
 def resume(plan: Plan, results: Report, say: Callable[[str], None]) -> Report:
@@ -211,6 +264,6 @@ def resume(plan: Plan, results: Report, say: Callable[[str], None]) -> Report:
     done = {(cell.part, cell.mode, cell.load) for cell in results.cells}
     results.cells += [Cell(*cell) for cell in plan.cells if cell not in done]
     with hugepages.reserved(_hugepages(kinds)):
-        _measure(plan, kinds, results, say)
+        _measure(plan, kinds, results, say, time.monotonic() + plan.budget)
     results.seconds = round(results.seconds + time.time() - begin, 1)
     return results

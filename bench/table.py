@@ -3,15 +3,21 @@
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from bench import summary
+from bench import pollers, summary, targets
 from bench.generator import RING_MODES
 from bench.interleave import Round, Slot
 from bench.report import Cell, Report
 from bench.suite import VARIANTS
 from bench.summary import Spread
+from bench.viaduct import AdaptiveViaduct, CrowdedViaduct
 
 BEGIN, END = "<!-- bench -->", "<!-- /bench -->"
 OURS = "viaduct"
+OUR_STREAMS = AdaptiveViaduct.name
+STREAM_TITLES = {
+    "guests": "TCP stream from Linux guest to Linux guest, with offloads",
+    "tap": "TCP stream from the host's kernel to a Linux guest, with offloads",
+}
 
 
 def _cycles(slot: Slot) -> float:
@@ -85,30 +91,60 @@ def throughput(report: Report, part: str, size: int | None = None) -> list[str]:
 
 
 def variants(report: Report, part: str) -> list[str]:
-    """Our switch against itself in another setting: cycles per packet, rates, and their ratios within a round."""
-    cells = [cell for cell in report.cells if cell.part == part and cell.rounds]
-    if not cells:
-        return []
-    kinds = VARIANTS[part]
-    plain, other = (kind.name for kind in kinds)
-    lines = _head(
-        ["cycles per packet (Mpps)", *(kind.title for kind in kinds), "cycles, ratio", "rate, ratio", "rounds"]
-    )
-    for cell in cells:
-        _, rounds = summary.choose(cell.rounds)
-        lines.append(
+    """Our switch against itself in other settings: cycles per packet, rates, and their ratios within a round."""
+    plain, *others = VARIANTS[part]
+    lines: list[str] = []
+    for other in others:
+        rows = [
             _row(
                 [
                     _subject(cell),
-                    _measured(rounds, plain),
-                    _measured(rounds, other),
-                    _spread(summary.ratio(rounds, other, plain, _cycles)),
-                    _spread(summary.ratio(rounds, other, plain, _rate)),
+                    _measured(rounds, plain.name),
+                    _measured(rounds, other.name),
+                    _spread(summary.ratio(rounds, other.name, plain.name, _cycles)),
+                    _spread(summary.ratio(rounds, other.name, plain.name, _rate)),
                     str(len(rounds)),
                 ]
             )
-        )
-    return lines
+            for cell in report.cells
+            if cell.part == part and cell.rounds
+            for rounds in (summary.choose(cell.rounds)[1],)
+            if any(other.name in slots for slots in rounds)
+        ]
+        titles = [kind.title for kind in (plain, other)]
+        if rows:
+            lines += [
+                "",
+                *_head(["cycles per packet (Mpps)", *titles, "cycles, ratio", "rate, ratio", "rounds"]),
+                *rows,
+            ]
+    return lines[1:]
+
+
+def streams(report: Report) -> list[str]:
+    """TCP streams: rates, the switch's own cycles, and the ratios to ours within a round."""
+    lines: list[str] = []
+    for part in report.streams:
+        if not part.rounds:
+            continue
+        lines += ["", *_head([STREAM_TITLES[part.part], "MB/s", "cycles of the switch per byte", "our rate, ratio"])]
+        for name, title in part.titles.items():
+            rate = part.figures(name, lambda turn: turn.rate)
+            cycles = part.figures(name, lambda turn: turn.cycles)
+            ratio = part.ratio(OUR_STREAMS, name, lambda turn: turn.rate)
+            lines.append(
+                _row(
+                    [
+                        title,
+                        f"{rate.median / 1e6:.0f}" if rate else "-",
+                        f"{cycles.median:.2f}" if cycles else "-",
+                        "1" if name == OUR_STREAMS else _spread(ratio),
+                    ]
+                )
+            )
+        turns = [turn for turns in part.rounds for turn in turns.values()]
+        lines += ["", f"{sum(t.compared for t in turns):,} bytes compared, {sum(t.damaged for t in turns):,} damaged."]
+    return lines[1:]
 
 
 def latency(report: Report) -> list[str]:
@@ -149,6 +185,29 @@ def footprint(report: Report) -> list[str]:
     ]
 
 
+def crowd(report: Report) -> list[str]:
+    """Memory with many ports."""
+    return [
+        f"{size / 1e6:.0f} MB are resident with {CrowdedViaduct.ports} connected ports, guests' memory not counted."
+        for name, size in report.crowded_memory.items()
+        if name == CrowdedViaduct.name
+    ]
+
+
+def second_poller(report: Report) -> list[str]:
+    """What two pollers carry in terms of one."""
+    found = pollers.gain(report.pollers)
+    if found is None:
+        return []
+    return [f"Two pollers on port pairs of their own carry {_spread(found)} times as much as one ({found.n} rounds)."]
+
+
+def against_targets(report: Report) -> list[str]:
+    """Each target with what was measured, and what bounds those that are missed."""
+    found = targets.rows(report)
+    return [*_head(["target", "limit", "measured", "verdict"]), *map(_row, found)] if found else []
+
+
 def verification(report: Report) -> list[str]:
     """What became of the frames, in one sentence for each back-end."""
     lines = []
@@ -186,11 +245,15 @@ def whole(report: Report) -> str:
     """Everything, for bench/results/SUITE.md and docs/performance.md."""
     parts = [
         list(_provenance(report)),
+        against_targets(report),
         throughput(report, "modes"),
         throughput(report, "stations"),
         latency(report),
         *(variants(report, part) for part in VARIANTS),
+        streams(report),
         footprint(report),
+        crowd(report),
+        second_poller(report),
         verification(report),
         [f"- FAILED: {failure.splitlines()[0]}" for failure in report.failures],
     ]

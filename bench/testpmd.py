@@ -2,6 +2,7 @@
 
 import re
 from collections.abc import Sequence
+from typing import ClassVar
 
 from bench.backend import BackEnd, Work
 from bench.process import Program
@@ -15,17 +16,23 @@ class Testpmd(BackEnd):
     title = "testpmd io"
     hugepages_mb = 256
 
+    devices: ClassVar[tuple[str, ...]] = ()
+    """Further virtual devices, which are its last ports."""
+
     _program: Program | None = None
 
     def start(self, options: Sequence[str] = ()) -> None:
         # fmt: off
         command = [
-            "stdbuf", "-oL", "dpdk-testpmd", "--lcores", f"0@{self.cpu},1@{self.cpu}", "--no-pci", "--no-telemetry",
-            "--in-memory", "-m", str(self.hugepages_mb), "--log-level=lib.vhost.config:error",
+            *self.launcher, "stdbuf", "-oL", "dpdk-testpmd", "--lcores", f"0@{self.cpu},1@{self.cpu}",
+            "--no-pci", "--no-telemetry", "--in-memory", "-m", str(self.hugepages_mb),
+            "--log-level=lib.vhost.config:error",
         ]
         # fmt: on
         for index, socket in enumerate(self.sockets):
             command += ["--vdev", f"net_vhost{index},iface={socket},queues=1"]
+        for device in self.devices:
+            command += ["--vdev", device]
         command += [
             "--",
             "-i",

@@ -24,7 +24,7 @@ class _Statistics(msgspec.Struct):
 
 
 class _Reply(msgspec.Struct):
-    result: _Statistics
+    result: _Statistics | None = None
 
 
 def command(variable: str = "VIADUCT_COMMAND") -> list[str] | None:
@@ -58,7 +58,7 @@ class Viaduct(BackEnd):
         base = command(self.variable)
         if base is None:
             raise ProgramError("there is no `viaduct` beside this Python or in PATH: make dev")
-        words = [*base, "switch", "--control", str(self.directory / "control")]
+        words = [*self.launcher, *base, "switch", "--control", str(self.directory / "control")]
         for index, path in enumerate(self.sockets):
             words += ["--port", f"p{index}=vhost-user:{path}{self.port_options}"]
         words += ["--pollers", str(self.cpu), "--polling", self.polling, *options]
@@ -71,16 +71,17 @@ class Viaduct(BackEnd):
 
     def work(self) -> Work:
         if self._control is None:
-            self._control = socket.socket(socket.AF_UNIX)
-            self._control.settimeout(10)
-            self._control.connect(str(self.directory / "control"))
+            self._control = self.program().connected(self.directory / "control")
         self._control.sendall(b'{"id":1,"method":"stats"}\n')
         answer = b""
         while not answer.endswith(b"\n"):
             if not (chunk := self._control.recv(65536)):
                 raise ProgramError("viaduct closed its control socket instead of answering `stats`")
             answer += chunk
-        pollers = msgspec.json.decode(answer, type=_Reply).result.pollers
+        statistics = msgspec.json.decode(answer, type=_Reply).result
+        if statistics is None:
+            raise ProgramError(f"viaduct does not answer `stats`: {answer.decode(errors='replace').strip()}")
+        pollers = statistics.pollers
         busy = sum(poller.busy_seconds for poller in pollers)
         return Work(round(busy * self.tsc_hz), sum(poller.frames for poller in pollers))
 
@@ -100,11 +101,35 @@ class AdaptiveViaduct(Viaduct):
     polling = "adaptive"
 
 
+class PopulousViaduct(AdaptiveViaduct):
+    """With 16 connected ports, of which two carry the traffic."""
+
+    name = "viaduct-16-ports"
+    title = "Viaduct, adaptive, 16 ports"
+    ports = 16
+
+
 class CrowdedViaduct(AdaptiveViaduct):
     """With 64 connected ports, of which two carry the traffic."""
 
     name = "viaduct-64-ports"
     title = "Viaduct, adaptive, 64 ports"
+    ports = 64
+
+
+class BusyPopulousViaduct(Viaduct):
+    """With 16 ports that are polled all the time."""
+
+    name = "viaduct-16-busy"
+    title = "Viaduct, busy, 16 ports"
+    ports = 16
+
+
+class BusyCrowdedViaduct(Viaduct):
+    """With 64 ports that are polled all the time."""
+
+    name = "viaduct-64-busy"
+    title = "Viaduct, busy, 64 ports"
     ports = 64
 
 

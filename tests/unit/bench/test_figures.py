@@ -3,10 +3,13 @@
 from pathlib import Path
 
 import pytest
-from bench import summary, table
+from bench import summary, table, targets
 from bench.generator import Load, Result, Sample
 from bench.interleave import DISTURBED_SHARE, Round, Slot, good
 from bench.placement import Placement, classify
+from bench.pollers import PollerRound
+from bench.report import Cell, Machine, Report
+from bench.streams import Streams, Turn
 
 
 def slot(cycles: float, placement: Placement = "near", waited: float = 0) -> Slot:
@@ -98,3 +101,34 @@ def test_a_table_is_put_between_its_markers_and_nowhere_else(tmp_path: Path) -> 
     page.write_text("no markers")
     assert not table.insert(page, "new\n")
     assert page.read_text() == "no markers"
+
+
+def test_a_missed_target_names_the_worst_of_its_figures_and_what_bounds_it() -> None:
+    most = targets.Target("cycles", 0.8, lambda _: {}, bound="gravity")
+    assert targets.verdict(most, {"a": 0.5, "b": 0.8}) == ("0.50 to 0.80", "met")
+    measured, said = targets.verdict(most, {"a": 0.9, "b": 1.0, "c": 0.7})
+    assert measured == "0.70 to 1.00"
+    assert said == "**missed in 2 of 3 by 25%**, most by b (1.00); bounded by gravity"
+    least = targets.Target("rate", 2.0, lambda _: {}, at_least=True)
+    assert targets.verdict(least, {"": 2.5}) == ("2.50", "met")
+    assert targets.verdict(least, {"": 1.5}) == ("1.50", "**missed by 25%** (1.50)")
+
+
+def test_targets_are_computed_from_the_rounds_of_a_report() -> None:
+    cell = Cell("modes", "packed", Load(), [pair(90, 100)] * 3)
+    report = Report("full", "", 0, Machine("", 2, "", {}), {"viaduct": "Viaduct", "testpmd": "testpmd"}, [cell])
+    report.streams.append(
+        Streams(
+            "tap",
+            {"bridge": "bridge", "viaduct-adaptive": "Viaduct"},
+            [{"bridge": Turn(1e8, None, 1, 0), "viaduct-adaptive": Turn(2e8, 0.5, 1, 0)}],
+        )
+    )
+    report.pollers.append(PollerRound([10, 20], [12, 15]))
+    found = {what: (measured, said) for what, _, measured, said in targets.rows(report)}
+    measured, said = found["cycles per packet against testpmd io, 64 B"]
+    assert measured == "0.90"
+    assert said.startswith("**missed by 12%**")
+    assert found["TCP from a tap to a guest, rate against each"] == ("2.00", "met")
+    assert found["a second poller on port pairs of its own"] == ("1.80", "met")
+    assert "CPU with no traffic" not in found, "nothing is said of what was not measured"
