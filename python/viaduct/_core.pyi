@@ -296,6 +296,29 @@ class Switch:
     def take_events(self) -> list[tuple[int, int, str]]:
         """Port, virtqueue and what went wrong there, since the last call."""
 
+def drop_capabilities(keep: list[str]) -> list[str]:
+    """Give up all capabilities of this thread but these (capabilities(7)), for good. Returns those that are left.
+
+    Raises OSError if the kernel refuses, ValueError for an unknown name.
+    """
+
+def restrict_access(readable: list[str], executable: list[str], writable: list[str], listen: list[int]) -> str:
+    """Leave this thread, and those it starts, only these paths and what is below, and these TCP ports to listen on
+    (landlock(7)). Returns how much of that the kernel enforces: `fully`, `partly` or `not at all`.
+
+    Raises OSError if the kernel refuses.
+    """
+
+def filter_system_calls(event_fd: int, inherited: bool) -> None:
+    """Leave all threads only the system calls that a switch makes (seccomp(2)); others fail with ENOSYS, and the
+    eventfd is written. `inherited`: the filter is there already, from the process that started this one.
+
+    Raises OSError if the kernel refuses.
+    """
+
+def refused_system_calls() -> list[tuple[str, int]]:
+    """System calls that were refused so far, and how often."""
+
 def drop_reasons() -> list[str]:
     """Why frames are dropped: every reason that `Switch.port_stats` can name."""
 

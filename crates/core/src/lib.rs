@@ -4,6 +4,7 @@ mod descriptors;
 mod guest;
 mod memory;
 mod queue;
+mod sandbox;
 mod switch;
 mod traffic;
 
@@ -22,6 +23,8 @@ mod _core {
     use super::memory::{DirtyLog, GuestMemory};
     #[pymodule_export]
     use super::queue::{Chain, DeviceQueue, DriverQueue, RingError, inflight_bytes, ring_parts};
+    #[pymodule_export]
+    use super::sandbox::{drop_capabilities, filter_system_calls, refused_system_calls, restrict_access};
     #[pymodule_export]
     use super::switch::{Capture, Switch, drop_reasons};
     #[pymodule_export]

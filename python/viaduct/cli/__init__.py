@@ -18,6 +18,7 @@ COMMANDS = {
     "switch": "viaduct.cli.switch:switch",
     "upgrade": "viaduct.cli.upgrade:upgrade",
     "port": "viaduct.cli.port:app",
+    "status": "viaduct.cli.status:status",
     "stats": "viaduct.cli.stats:stats",
     "macs": "viaduct.cli.macs:macs",
     "events": "viaduct.cli.events:events",

@@ -19,6 +19,7 @@ from viaduct.switch.control_wire import listening_path
 from viaduct.switch.handover_format import Sources
 from viaduct.switch.handover_giving import Giver
 from viaduct.switch.metrics_address import MetricsAddress
+from viaduct.switch.sandbox import Sandbox, SandboxError, SandboxMode, enter
 from viaduct.vhost_user.errors import VhostUserError
 
 from .failure import FAILED, NO_SWITCH, USAGE, Failure
@@ -32,12 +33,15 @@ class ProcessOptions(msgspec.Struct, frozen=True, kw_only=True):
     """What concerns the process around a switch.
 
     `control`: the control socket's path. `log_format`: lines instead of a live table, even on a terminal. `metrics`:
-    where Prometheus may scrape. `sources`: the arguments, for a process that takes over from this one.
+    where Prometheus may scrape. `sandbox`: what to give up, `sandbox_paths`: directories to keep writable nevertheless.
+    `sources`: the arguments, for a process that takes over from this one.
     """
 
     control: str | None = None
     log_format: LogFormat | None = None
     metrics: MetricsAddress | None = None
+    sandbox: SandboxMode = "auto"
+    sandbox_paths: tuple[str, ...] = ()
     sources: Sources = Sources()
 
 
@@ -50,7 +54,7 @@ def run(config: SwitchConfig, read_again: Callable[[], SwitchConfig] | None, opt
         asyncio.run(_serve(config, read_again, options))
     except ConfigError as error:
         raise Failure(str(error), USAGE) from error
-    except (OSError, VhostUserError) as error:
+    except (OSError, VhostUserError, SandboxError) as error:
         raise Failure(_reason(error), FAILED) from error
 
 
@@ -67,6 +71,10 @@ async def _serve(
     loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, ending.set)
+    control = predecessor.data.control_path if predecessor else options.control
+    path = Path(control) if control else listening_path()
+    wanted = _merged(predecessor.data.running, predecessor.data.configured, config) if predecessor else config
+    sandbox, refused_fd = _enter_sandbox(wanted, options, path)
     async with Switch() as switch:
         show = _shower(switch, options.log_format)
         following = asyncio.create_task(show.follow())
@@ -95,11 +103,11 @@ async def _serve(
         try:
             await asyncio.sleep(0)  # let the follower listen before the first port comes
             if predecessor is None:
+                _report_sandbox(switch, sandbox, refused_fd)
                 await switch.apply(config)
-                path = Path(options.control) if options.control else listening_path()
             else:
                 await _relieve(predecessor, switch, config)
-                path = Path(predecessor.data.control_path)
+                _report_sandbox(switch, sandbox, refused_fd)
 
             def gone(pid: int, gap: float) -> None:
                 """All that this process would clean up belongs to another one now."""
@@ -154,7 +162,7 @@ def take_over(control: str, relieved: Callable[[Predecessor], None], log_format:
         raise Failure(str(error), NO_SWITCH if error.code == "unreachable" else FAILED) from error
     except ConfigError as error:
         raise Failure(f"the old process goes on: {error}", USAGE) from error
-    except (HandoverError, OSError, VhostUserError) as error:
+    except (HandoverError, OSError, VhostUserError, SandboxError) as error:
         raise Failure(f"the old process goes on: {_reason(error)}", FAILED) from error
 
 
@@ -180,9 +188,49 @@ async def _take_over(control: str, relieved: Callable[[Predecessor], None], log_
     options = ProcessOptions(
         log_format=log_format or sources.log_format or "text",
         metrics=parse_metrics_address(sources.metrics) if sources.metrics else None,
+        sandbox=sources.sandbox,
+        sandbox_paths=sources.sandbox_paths,
         sources=sources,
     )
     await _serve(config, read if sources.config else None, options, predecessor)
+
+
+def _enter_sandbox(config: SwitchConfig, options: ProcessOptions, control: Path) -> tuple[Sandbox, int]:
+    """Give up what will not be needed. Returns what that was, and the eventfd that tells of refused system calls."""
+    refused_fd = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
+    metrics = options.metrics or MetricsAddress()
+    sandbox = enter(
+        options.sandbox,
+        config,
+        refused_fd,
+        files=[os.path.abspath(control), *([metrics.path] if metrics.path else [])],
+        directories=options.sandbox_paths,
+        listen=[metrics.port] if metrics.port else [],
+    )
+    return sandbox, refused_fd
+
+
+def _report_sandbox(switch: Any, sandbox: Sandbox, refused_fd: int) -> None:
+    """Say what was given up and what could not be; from now on also which system calls are refused."""
+    from viaduct._core import refused_system_calls
+
+    switch.report("sandbox", sandbox.describe())
+    for failure in sandbox.not_given_up:
+        switch.report("sandbox-incomplete", failure)
+    told: set[str] = set()
+
+    def refused() -> None:
+        os.eventfd_read(refused_fd)
+        for name, _ in refused_system_calls():
+            if name not in told:
+                told.add(name)
+                switch.report(
+                    "syscall-refused",
+                    f"the sandbox refused system call {name}, which failed with ENOSYS; if you need what it was for, "
+                    "start with --sandbox off, and please report it",
+                )
+
+    asyncio.get_running_loop().add_reader(refused_fd, refused)
 
 
 @asynccontextmanager

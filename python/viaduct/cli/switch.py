@@ -42,6 +42,14 @@ def switch(
         Literal["text", "json"] | None,
         typer.Option(help="Log lines for people or programs, also on a terminal."),
     ] = None,
+    sandbox: Annotated[
+        Literal["auto", "off", "strict"],
+        typer.Option(help="Give up what no switch needs; nothing; or also all files but those named here."),
+    ] = "auto",
+    sandbox_path: Annotated[
+        list[Path] | None,
+        typer.Option(metavar="DIRECTORY", help="Stays writable in the sandbox, for ports to come; repeatable."),
+    ] = None,
 ) -> None:
     """Run a switch until it is told to end.
 
@@ -83,11 +91,14 @@ def switch(
     def read() -> SwitchConfig:
         return configuration(port or [], config, pollers, polling)
 
+    paths = tuple(str(directory.absolute()) for directory in sandbox_path or ())
     with config_errors():
         options = ProcessOptions(
             control=control,
             log_format=log_format,
             metrics=parse_metrics_address(metrics) if metrics else None,
+            sandbox=sandbox,
+            sandbox_paths=paths,
             sources=Sources(
                 ports=port or [],
                 config=str(config) if config else None,
@@ -95,6 +106,8 @@ def switch(
                 polling=polling,
                 metrics=metrics,
                 log_format=log_format,
+                sandbox=sandbox,
+                sandbox_paths=paths,
             ),
         )
         first = read()

@@ -24,5 +24,9 @@ class ConfigError(ValueError):
         """The same error with the place where it was found."""
         return ConfigError(self.problem, self.key, source)
 
+    def because(self, reason: str) -> ConfigError:
+        """The same error with something more to say about it."""
+        return ConfigError(self.problem + reason, self.key, self.source)
+
     def __str__(self) -> str:
         return ": ".join(part for part in (self.source, ".".join(self.key), self.problem) if part)

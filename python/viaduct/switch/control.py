@@ -11,6 +11,7 @@ import asyncio
 import logging
 import os
 import socket
+import time
 from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
 from contextlib import aclosing, suppress
 from pathlib import Path
@@ -21,9 +22,11 @@ import msgspec
 from viaduct.vhost_user.errors import VhostUserError
 from viaduct.vhost_user.socket_path import Listener
 
+from . import sandbox
 from .config import ConfigError, PortConfig, SwitchConfig, build_config, build_port
 from .control_wire import HAND_OVER, LINE_MAX, ControlError, Problem, Reply, Request
 from .handover_channel import HandoverError
+from .sandbox import Sandbox
 from .status import Event, Frame, MacEntry, PortStatus, Statistics
 
 if TYPE_CHECKING:
@@ -57,6 +60,17 @@ class Controlled(Protocol):
     def capture(self, port: str, /) -> AsyncGenerator[Sequence[Frame]]: ...
 
 
+class About(msgspec.Struct, frozen=True, kw_only=True):
+    """The process of a switch. `started`: since when it answers here, in seconds since 1970."""
+
+    version: str
+    pid: int
+    uid: int
+    started: float
+    ports: int
+    sandbox: Sandbox
+
+
 class ControlServer:
     """Serves one switch on one UNIX socket: `async with ControlServer(switch, path):`.
 
@@ -77,6 +91,7 @@ class ControlServer:
         self.shutdown = shutdown
         self.giver = giver
         self._adopted = listener
+        self.started = time.time()
         self._server: asyncio.Server | None = None
         self._listener: Listener | None = None
         self._connections: set[asyncio.Task[None]] = set()
@@ -206,7 +221,14 @@ async def _about(server: ControlServer, params: dict[str, Any]) -> Any:
     from viaduct import __version__
 
     _expect(params)
-    return {"version": __version__, "pid": os.getpid()}
+    return About(
+        version=__version__,
+        pid=os.getpid(),
+        uid=os.geteuid(),
+        started=server.started,
+        ports=len(server.switch.config.ports),
+        sandbox=sandbox.active(),
+    )
 
 
 async def _config(server: ControlServer, params: dict[str, Any]) -> Any:

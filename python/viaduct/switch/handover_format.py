@@ -32,6 +32,7 @@ import msgspec
 from viaduct.vhost_user.handover import SessionData
 
 from .config import SwitchConfig
+from .sandbox import SandboxMode
 from .status import Event
 
 FORMATS = (1,)
@@ -47,6 +48,8 @@ class Sources(msgspec.Struct, frozen=True, kw_only=True):
     polling: str | None = None
     metrics: str | None = None
     log_format: Literal["text", "json"] | None = None
+    sandbox: SandboxMode = "auto"
+    sandbox_paths: tuple[str, ...] = ()
 
 
 class SwitchData(msgspec.Struct, frozen=True, kw_only=True, tag="switch", tag_field="kind"):

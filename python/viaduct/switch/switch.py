@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Any
 
 import msgspec
 
+from . import sandbox
 from .config import ConfigError, PortConfig, SwitchConfig, VhostUserPort
 from .config_change import AddPort, ChangePort, RemovePort, SetOption, changes
 from .event_log import EventLog
@@ -325,7 +326,7 @@ class Switch:
             await port.open()
         except ConfigError as error:
             del self._ports[name]
-            raise error.within("ports", name) from None
+            raise error.because(sandbox.explain(config)).within("ports", name) from None
         except BaseException:
             del self._ports[name]
             raise

@@ -14,11 +14,11 @@ from .running import daemon, viaduct, wait_until
 
 def test_history_ends_by_itself_and_can_be_narrowed(tmp_path: Path) -> None:
     with daemon(tmp_path, "--port", "a=null", "--port", "b=null") as switch:
-        lines = switch.ask("events").stdout.splitlines()
+        lines = [line for line in switch.ask("events").stdout.splitlines() if " sandbox" not in line]
         assert [line.split()[1:3] for line in lines] == [["a", "port-added:"], ["b", "port-added:"]]
         events = [json.loads(line) for line in switch.ask("events", "--json", "--port", "b").stdout.splitlines()]
-        assert [(event["kind"], event["level"], event["sequence"]) for event in events] == [("port-added", "info", 2)]
-        assert len(switch.ask("events", "--since", "1h").stdout.splitlines()) == 2
+        assert [(event["kind"], event["level"]) for event in events] == [("port-added", "info")]
+        assert switch.ask("events", "--since", "1h").stdout == switch.ask("events").stdout
         assert switch.ask("events", "--since", "2999-01-01").stdout == ""
         done = switch.ask("events", "--since", "yesterday")
         assert done.returncode == 2
@@ -34,7 +34,7 @@ def test_a_refused_front_end_is_in_the_events_with_its_pid_and_uid(tmp_path: Pat
             second.connect(str(path))
             assert second.recv(1) == b""
         wait_until(lambda: "peer-disconnected" in switch.ask("events").stdout, "the first one left")
-        kinds = [json.loads(line)["kind"] for line in switch.ask("events", "--json").stdout.splitlines()]
+        kinds = [json.loads(line)["kind"] for line in switch.ask("events", "--json", "--port", "a").stdout.splitlines()]
         assert kinds == ["port-added", "peer-connected", "peer-refused", "peer-disconnected"]
         assert f"pid {os.getpid()}, uid {os.geteuid()}" in switch.output()
         assert switch.output().count("refused a second front-end") == 1, "the logger's line is not shown as well"
@@ -52,7 +52,7 @@ def test_a_broken_request_is_told_once(tmp_path: Path) -> None:
         assert refused["port"] == "a"
         assert refused["level"] == "warning"
         assert f"peer pid {os.getpid()}" in refused["message"]
-        assert [line["kind"] for line in lines] == [
+        assert [line["kind"] for line in lines if not line["kind"].startswith("sandbox")] == [
             "port-added",
             "ready",
             "peer-connected",
