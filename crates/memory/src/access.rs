@@ -22,7 +22,8 @@ use std::sync::atomic::{AtomicU16, AtomicU32, AtomicU64, Ordering};
 pub use crate::span::Span;
 
 macro_rules! words {
-    ($($int:ty, $atomic:ty, $bytes:literal: $load:ident, $store:ident, $load_any:ident, $store_any:ident;)*) => {$(
+    ($($int:ty, $atomic:ty, $bytes:literal, $mov:literal:
+        $load:ident, $store:ident, $load_any:ident, $store_any:ident;)*) => {$(
         #[doc = concat!("Loads the little-endian `", stringify!($int), "` at `ptr`.")]
         ///
         /// # Safety
@@ -68,8 +69,16 @@ macro_rules! words {
         #[doc = concat!("`ptr` must be mapped for writes over ", $bytes, " bytes.")]
         #[inline(always)]
         pub unsafe fn $store_any(ptr: *mut u8, value: $int) {
+            #[cfg(target_arch = "x86_64")]
+            // SAFETY: mapped, says the caller. A volatile store of a packed structure would go by way of the stack.
+            unsafe {
+                std::arch::asm!($mov, ptr = in(reg) ptr, value = in(reg) value, options(nostack, preserves_flags));
+            }
+            #[cfg(not(target_arch = "x86_64"))]
             // SAFETY: mapped, says the caller; the packed wrapper has alignment 1.
-            unsafe { ptr.cast::<Unaligned<$int>>().write_volatile(Unaligned(value.to_le())) }
+            unsafe {
+                ptr.cast::<Unaligned<$int>>().write_volatile(Unaligned(value.to_le()));
+            }
         }
     )*};
 }
@@ -79,9 +88,12 @@ macro_rules! words {
 struct Unaligned<T>(T);
 
 words! {
-    u16, AtomicU16, 2: load_u16, store_u16, load_u16_unaligned, store_u16_unaligned;
-    u32, AtomicU32, 4: load_u32, store_u32, load_u32_unaligned, store_u32_unaligned;
-    u64, AtomicU64, 8: load_u64, store_u64, load_u64_unaligned, store_u64_unaligned;
+    u16, AtomicU16, 2, "mov word ptr [{ptr}], {value:x}":
+        load_u16, store_u16, load_u16_unaligned, store_u16_unaligned;
+    u32, AtomicU32, 4, "mov dword ptr [{ptr}], {value:e}":
+        load_u32, store_u32, load_u32_unaligned, store_u32_unaligned;
+    u64, AtomicU64, 8, "mov qword ptr [{ptr}], {value}":
+        load_u64, store_u64, load_u64_unaligned, store_u64_unaligned;
 }
 
 /// Copies out the `N` bytes at `ptr`, which need not be aligned. `N` is small: a header, a descriptor.

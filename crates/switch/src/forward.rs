@@ -14,12 +14,14 @@
 //!    if it asked for that;
 //! 6. give the sender its buffers back, all together.
 //!
-//! This file has steps 1 to 3 and 6; [`route`] has step 4 and [`deliver`] step 5.
+//! This file has steps 1, 2 and 6; [`parse`] has step 3, [`route`] step 4 and [`deliver`] step 5. Nearly all frames are *plain*:
+//! in one piece, untagged, with nothing left to be done to them. Those take a short way through each step.
 //!
 //! A frame whose receiver has no room stays in the sender's ring for up to [`PATIENCE`], while frames for others overtake
 //! it; then it is dropped, and so are those that follow until the receiver makes room. Floods never wait.
 
 mod deliver;
+mod parse;
 mod route;
 mod settle;
 
@@ -29,7 +31,7 @@ use viaduct_memory::Span;
 use viaduct_ring::{Batch, Chain};
 
 use crate::clock;
-use crate::counters::{DropReason, QueueCounters};
+use crate::counters::DropReason;
 use crate::fabric::{Fabric, SourceId};
 use crate::frame::Frame;
 use crate::mac_table::MacKey;
@@ -68,7 +70,12 @@ pub(crate) struct Forwarder {
     routes: Box<[u32; BATCH]>,
     /// Frames with the addresses and VLAN of the one before, and so its route.
     like_before: u64,
-    /// All pending frames have the same route.
+    /// Others that have its destination and VLAN.
+    same_destination: u64,
+    /// Frames that are plain, and the length of the longest of those.
+    plain: u64,
+    longest: u32,
+    /// All pending frames have the same route, which stands at the first of them.
     one_route: bool,
     offload: SoftwareOffload,
     patience: u64,
@@ -97,6 +104,9 @@ impl Forwarder {
             keys: Box::new([Default::default(); BATCH]),
             routes: Box::new([0; BATCH]),
             like_before: 0,
+            same_destination: 0,
+            plain: 0,
+            longest: 0,
             one_route: false,
             offload: SoftwareOffload::default(),
             patience: clock::in_ticks(PATIENCE),
@@ -185,56 +195,6 @@ impl Forwarder {
         {
             sink.reserve(count);
         }
-    }
-
-    /// Parses the frames that are not dealt with yet; returns those that are good.
-    #[inline(always)]
-    fn parse(&mut self, fabric: &Fabric, port: &Port, state: &mut InputState, counters: &QueueCounters) -> u64 {
-        let header_len = state.input.header_len();
-        let trusted_flags = state.input.trusted_flags();
-        let Forwarder { batch: Batch { chains, spans }, frames, keys, .. } = self;
-        let (mut pending, mut like_before, mut bytes) = (0u64, 0u64, 0u64);
-        let mut before = Frame::default();
-        for (index, (chain, frame)) in chains.iter().zip(frames.iter_mut()).enumerate() {
-            if state.done >> index & 1 == 1 {
-                continue;
-            }
-            let mut verdict = frame.parse(spans, chain, header_len, trusted_flags);
-            if verdict.is_ok() && !port.vlan.admit(frame) {
-                verdict = Err(DropReason::VlanDenied);
-            }
-            if let Err(reason) = verdict {
-                counters.drop_frames(reason, 1);
-                state.done |= 1 << index;
-                continue;
-            }
-            if pending != 0 && frame.goes_with(&before) {
-                like_before |= 1 << index;
-            } else {
-                before = *frame;
-                let key =
-                    (fabric.macs.key(frame.source(), frame.vlan), fabric.macs.key(frame.destination(), frame.vlan));
-                fabric.macs.prefetch(key.0);
-                fabric.macs.prefetch(key.1);
-                keys[index] = key;
-            }
-            pending |= 1 << index;
-            bytes += u64::from(frame.len);
-        }
-        let fresh = pending & !state.counted;
-        if fresh != pending {
-            bytes = bits(fresh).map(|index| u64::from(frames[index].len)).sum();
-        }
-        state.counted |= pending;
-        counters.frames.add(u64::from(fresh.count_ones()));
-        counters.bytes.add(bytes);
-        for capture in &port.captures {
-            for frame in bits(fresh).map(|index| &frames[index]) {
-                capture.record(&frame.outgoing(spans, frame.tagged), true);
-            }
-        }
-        self.like_before = like_before;
-        pending
     }
 }
 

@@ -17,7 +17,8 @@ pub(crate) const MAX_FRAME: u32 = 65535 + ETHERNET_HEADER + TAG;
 /// Ethertype 0x8100 as loaded little-endian.
 const TPID: u16 = 0x0081;
 
-const LOW48: u64 = 0xffff_ffff_ffff;
+/// The bits of an address.
+pub(crate) const LOW48: u64 = 0xffff_ffff_ffff;
 
 /// A frame that was received.
 #[derive(Clone, Copy, Debug, Default)]
@@ -41,6 +42,33 @@ pub(crate) struct Frame {
 }
 
 impl Frame {
+    /// Takes a plain frame out of a transmitted chain: it lies in one span together with its header, has no tag, and
+    /// nothing is left to be done to it; it belongs to `vlan`. False: this is another frame, and nothing has been changed
+    /// but `self`.
+    #[inline(always)]
+    pub fn parse_plain(&mut self, spans: &mut [Span], chain: &Chain, header_len: u32, vlan: u16) -> bool {
+        let Some(span) = spans.get_mut(chain.first as usize) else { return false };
+        let len = span.len().wrapping_sub(header_len);
+        // A span that is shorter than its header wraps.
+        if chain.readable != 1 || len.wrapping_sub(HEAD) > MAX_FRAME - HEAD {
+            return false;
+        }
+        let base = span.as_ptr();
+        // SAFETY: the batch's memory is alive while it is forwarded, and the span has header_len + 16 bytes.
+        let asked = unsafe {
+            let start = base.add(header_len as usize);
+            self.head = [access::load_u64_unaligned(start), access::load_u64_unaligned(start.add(8))];
+            access::load_u16_unaligned(base)
+        };
+        if asked != 0 || self.ethertype() == TPID {
+            return false;
+        }
+        *span = span.skip(header_len);
+        (self.net, self.csum_offset, self.vlan, self.tagged) = (0, 0, vlan, false);
+        (self.first, self.spans, self.len) = (chain.first, 1, len);
+        true
+    }
+
     /// Takes the frame out of a transmitted chain; its spans are trimmed to the frame. Only flags in `keep_flags` count.
     #[inline(always)]
     pub fn parse(
@@ -187,10 +215,10 @@ impl Frame {
         if self.net & 0xffff == 0 { Offloads::NONE } else { Offloads::asked_by(self.net as u8, (self.net >> 8) as u8) }
     }
 
-    /// Whether it has the addresses and the VLAN of `other`.
+    /// Both addresses, as two words that can be compared.
     #[inline(always)]
-    pub fn goes_with(&self, other: &Frame) -> bool {
-        self.head[0] == other.head[0] && self.head[1] as u32 == other.head[1] as u32 && self.vlan == other.vlan
+    pub fn addresses(&self) -> [u64; 2] {
+        [self.head[0], self.head[1] & 0xffff_ffff]
     }
 
     /// Whether it lies in one piece and leaves as it came, so that [`Sink::put_simple`](crate::sink::Sink) may take it.

@@ -3,6 +3,7 @@
 use viaduct_memory::Span;
 
 use crate::counters::DropReason;
+use crate::forward::BATCH;
 use crate::frame::{Frame, Outgoing};
 
 /// What became of a frame.
@@ -27,6 +28,11 @@ pub(crate) trait Sink {
     /// Takes one frame that lies in one piece and has at least 16 bytes, as it is.
     fn put_simple(&mut self, frame: &Frame, body: Span) -> Put {
         self.put(&frame.as_it_is(&[body]))
+    }
+    /// Takes as many of the frames of `group` as find ordinary buffers, lowest first. They are plain. Returns
+    /// those that are left, to be put one by one, and the bytes of the others.
+    fn put_plain(&mut self, _frames: &[Frame; BATCH], _spans: &[Span], group: u64) -> (u64, u64) {
+        (group, 0)
     }
     /// Shows what was taken to the receiver. Returns whether it was notified.
     fn flush(&mut self) -> bool;

@@ -6,6 +6,7 @@ use std::os::fd::OwnedFd;
 use viaduct_memory::{Call, GuestMemory, Span, access};
 use viaduct_ring::{Batch, Chain, DeviceQueue, RingError};
 
+use crate::forward::BATCH;
 use crate::frame::{Frame, HEAD, Outgoing};
 use crate::net_header::NetHeader;
 use crate::sink::{Put, Sink};
@@ -359,10 +360,60 @@ impl Sink for VhostOutput {
     }
 
     #[inline(always)]
+    fn put_plain(&mut self, frames: &[Frame; BATCH], spans: &[Span], group: u64) -> (u64, u64) {
+        if self.ring.header_len != NetHeader::LEN as u32 {
+            return (group, 0);
+        }
+        let mut written = [0; BATCH];
+        let chains = &self.ready.chains[self.next..];
+        let (left, bytes) = fill(chains, &self.ready.spans, &mut written, frames, spans, group);
+        let taken = (group & !left).count_ones() as usize;
+        self.ring.queue.complete_written(&chains[..taken], &written[..taken]);
+        self.next += taken;
+        (left, bytes)
+    }
+
+    #[inline(always)]
     fn flush(&mut self) -> bool {
         self.take_used();
         self.ring.publish()
     }
+}
+
+/// Puts plain frames of `group`, lowest first, into one buffer each as long as they fit. Returns those that are left and the
+/// bytes of the others. A function of its own, so that all its values find registers.
+#[inline(never)]
+fn fill(
+    chains: &[Chain],
+    buffers: &[Span],
+    written: &mut [u32; BATCH],
+    frames: &[Frame; BATCH],
+    spans: &[Span],
+    group: u64,
+) -> (u64, u64) {
+    let (mut left, mut bytes) = (group, 0);
+    for (chain, written) in chains.iter().zip(written) {
+        let Some(frame) = frames.get(left.trailing_zeros() as usize) else { break };
+        let (Some(body), Some(buffer)) = (spans.get(frame.first as usize), buffers.get(chain.first as usize)) else {
+            break;
+        };
+        *written = NetHeader::LEN as u32 + frame.len;
+        if chain.writable != 1 || buffer.len() < *written {
+            break;
+        }
+        let (target, rest) = (buffer.as_ptr(), body.skip(HEAD));
+        // SAFETY: as in `put_simple`.
+        unsafe {
+            access::store_u64_unaligned(target, 0);
+            access::store_u32_unaligned(target.add(8), 1 << 16);
+            access::store_u64_unaligned(target.add(12), frame.head[0]);
+            access::store_u64_unaligned(target.add(20), frame.head[1]);
+            access::copy(target.add(28), rest.as_ptr(), rest.len() as usize);
+        }
+        left &= left - 1;
+        bytes += u64::from(frame.len);
+    }
+    (left, bytes)
 }
 
 /// Writes one run of bytes after another into the writable spans of several chains.

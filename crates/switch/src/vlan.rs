@@ -41,6 +41,16 @@ impl VlanMode {
         }
     }
 
+    /// The VLAN of frames that come without a tag, if those may come at all.
+    #[inline(always)]
+    pub(crate) fn untagged(&self) -> Option<u16> {
+        match self {
+            VlanMode::All => Some(0),
+            VlanMode::Access(vlan) => Some(*vlan),
+            VlanMode::Trunk(_) => None,
+        }
+    }
+
     /// Whether frames of the VLAN may leave through the port.
     #[inline(always)]
     pub(crate) fn carries(&self, vlan: u16) -> bool {

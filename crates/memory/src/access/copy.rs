@@ -6,7 +6,7 @@
 //! with later reads of the source and so undo the rule "read once, check, use". Here each load and store is an `asm!`
 //! statement, which the compiler must carry out once, in its place, knowing nothing about the value.
 //!
-//! Lengths up to 64 bytes (headers, small frames) are done in place, larger ones by a function with the widest vectors
+//! Lengths up to 64 bytes (headers, small frames) are done by pairs of overlapping moves, larger ones by a function with the widest vectors
 //! the processor has. There is no loop over single bytes: a length between two powers of two is covered by loads from
 //! both ends that overlap in the middle, all made before the first store. Long copies go by four vectors a round, with
 //! the stores aligned, and an overlapping end.
@@ -17,7 +17,7 @@
 ///
 /// # Safety
 /// `src` must be mapped for reads and `dst` for writes over `len` bytes, and they must not overlap.
-#[inline]
+#[inline(always)]
 pub unsafe fn copy(dst: *mut u8, src: *const u8, len: usize) {
     #[cfg(target_arch = "x86_64")]
     // SAFETY: given by the caller.
@@ -106,20 +106,31 @@ mod x86_64 {
         }};
     }
 
-    /// As for [`super::copy`].
-    #[inline]
+    /// As for [`super::copy`]. What is left of the shortest Ethernet frame behind its head goes by the first branch.
+    #[inline(always)]
     pub(super) unsafe fn copy(dst: *mut u8, src: *const u8, len: usize) {
         // SAFETY: every access lies in the first `len` bytes, by the comparison above it.
         unsafe {
-            if len > 64 {
-                long(dst, src, len);
-            } else if len > 32 {
+            if len.wrapping_sub(33) <= 64 - 33 {
                 let values = [load16(src), load16(src.add(16)), load16(src.add(len - 32)), load16(src.add(len - 16))];
                 store16(dst, values[0]);
                 store16(dst.add(16), values[1]);
                 store16(dst.add(len - 32), values[2]);
                 store16(dst.add(len - 16), values[3]);
-            } else if len >= 16 {
+            } else if len > 64 {
+                long(dst, src, len);
+            } else {
+                short(dst, src, len);
+            }
+        }
+    }
+
+    // SAFETY: as for `super::copy`; `len` must be at most 32.
+    #[inline(never)]
+    unsafe fn short(dst: *mut u8, src: *const u8, len: usize) {
+        // SAFETY: every access lies in the first `len` bytes, by the comparison above it.
+        unsafe {
+            if len >= 16 {
                 both_ends!(dst, src, len, 16, load16, store16);
             } else if len >= 8 {
                 both_ends!(dst, src, len, 8, load8, store8);

@@ -368,11 +368,15 @@ impl Packed {
             staged = chain.slots.into();
             used.advance(chain.slots, self.size);
         }
-        let size = self.size;
+        let (size, ring) = (self.size, self.parts.descriptor);
         for (chain, written) in done {
             may_die();
-            self.mark_rest(used, chain.slots);
-            self.store_word(used.index, used_word(used, chain, written), Ordering::Relaxed);
+            if chain.slots > 1 {
+                self.mark_rest(used, chain.slots);
+            }
+            let word = used_word(used, chain, written);
+            // SAFETY: a position's index is below the size.
+            unsafe { store_u64(ring.add(usize::from(used.index) * BYTES + 8).cast(), word, Ordering::Relaxed) };
             staged += u32::from(chain.slots);
             used.advance(chain.slots, size);
         }
@@ -469,5 +473,5 @@ impl Packed {
 /// The second word of the used descriptor for a list.
 #[inline(always)]
 const fn used_word(at: Position, chain: &Chain, written: u32) -> u64 {
-    packed_word(written, chain.id, at.used() | if written != 0 { WRITE } else { 0 })
+    packed_word(written, chain.id, at.used()) | (WRITE as u64 * (written != 0) as u64) << 48
 }

@@ -3,6 +3,8 @@
 use super::{Forwarder, bits};
 use crate::counters::DropReason;
 use crate::fabric::Fabric;
+use crate::frame::Frame;
+use crate::mac_table::MacKey;
 use crate::port::{InputState, Port};
 
 /// A route is a port in the upper half and one of its queues in the lower; this instead of a queue: to be chosen for
@@ -22,54 +24,42 @@ impl Forwarder {
     /// Learns sources and decides where each frame goes.
     #[inline(always)]
     pub(super) fn route(&mut self, fabric: &Fabric, port: &Port, pending: u64, state: &mut InputState) {
-        let mut route = 0;
-        let mut distinct = 0;
-        for index in bits(pending) {
-            if self.like_before >> index & 1 == 0 {
-                let next = self.route_one(fabric, port, index);
-                distinct += u32::from(next != route || distinct == 0);
-                route = next;
+        let (mut to, mut route, mut distinct) = (0, 0, 0);
+        for index in bits(pending & !self.like_before) {
+            let frame = &self.frames[index];
+            let (source, destination) = self.keys[index];
+            if self.same_destination >> index & 1 == 0 {
+                to = route_to(fabric, port, frame, destination);
             }
-            // The flow may choose another queue of the same port.
-            self.routes[index] = if route & SPREAD == 0 { route } else { self.spread(fabric, route, index) };
+            let next = if frame.source() & 1 == 1 {
+                nowhere(DropReason::BadSource)
+            } else if !port.admission.admits(frame.source()) {
+                nowhere(DropReason::Spoofed)
+            } else if !fabric.macs.learn(source, port.number) {
+                nowhere(DropReason::Pinned)
+            } else {
+                to
+            };
+            distinct += u32::from(next != route || distinct == 0);
+            route = next;
+            self.routes[index] = next;
         }
         self.one_route = distinct == 1 && route & SPREAD == 0;
+        if !self.one_route {
+            self.route_each(fabric, pending);
+        }
         state.last_route = route;
     }
 
-    #[inline(always)]
-    fn route_one(&self, fabric: &Fabric, port: &Port, index: usize) -> u32 {
-        let frame = &self.frames[index];
-        let (source, destination) = self.keys[index];
-        if frame.source() & 1 == 1 {
-            return nowhere(DropReason::BadSource);
-        }
-        if !port.admission.admits(frame.source()) {
-            return nowhere(DropReason::Spoofed);
-        }
-        if !fabric.macs.learn(source, port.number) {
-            return nowhere(DropReason::Pinned);
-        }
-        if frame.destination() & 1 == 1 {
-            return if is_reserved_group(frame.destination()) { nowhere(DropReason::ReservedGroup) } else { FLOOD };
-        }
-        let Some(number) = fabric.macs.lookup(destination) else { return FLOOD };
-        if number == port.number {
-            return nowhere(DropReason::NoDestination);
-        }
-        match fabric.port(number) {
-            Some(receiver) if receiver.vlan.carries(frame.vlan) => {
-                if port.admission.private && receiver.admission.private {
-                    return nowhere(DropReason::Private);
-                }
-                let port = u32::from(number) << 16;
-                match receiver.live.as_slice() {
-                    [] => port,
-                    [only] => port | u32::from(*only),
-                    _ => port | SPREAD,
-                }
+    /// Gives the frames that follow another one its route; the flow may choose another queue of the same port.
+    #[inline(never)]
+    fn route_each(&mut self, fabric: &Fabric, pending: u64) {
+        let mut route = 0;
+        for index in bits(pending) {
+            if self.like_before >> index & 1 == 0 {
+                route = self.routes[index];
             }
-            _ => FLOOD,
+            self.routes[index] = if route & SPREAD == 0 { route } else { self.spread(fabric, route, index) };
         }
     }
 
@@ -80,6 +70,32 @@ impl Forwarder {
         let live = fabric.port((port >> 16) as u16).map_or(&[][..], |receiver| &receiver.live);
         let hash = self.frames[index].flow_hash(&self.batch.spans) as usize;
         port | live.get(hash % live.len().max(1)).map_or(0, |queue| u32::from(*queue))
+    }
+}
+
+/// Where a frame from `port` to this destination goes.
+#[inline(always)]
+fn route_to(fabric: &Fabric, port: &Port, frame: &Frame, destination: MacKey) -> u32 {
+    if frame.destination() & 1 == 1 {
+        return if is_reserved_group(frame.destination()) { nowhere(DropReason::ReservedGroup) } else { FLOOD };
+    }
+    let Some(number) = fabric.macs.lookup(destination) else { return FLOOD };
+    if number == port.number {
+        return nowhere(DropReason::NoDestination);
+    }
+    match fabric.port(number) {
+        Some(receiver) if receiver.vlan.carries(frame.vlan) => {
+            if port.admission.private && receiver.admission.private {
+                return nowhere(DropReason::Private);
+            }
+            let port = u32::from(number) << 16;
+            match receiver.live.as_slice() {
+                [] => port,
+                [only] => port | u32::from(*only),
+                _ => port | SPREAD,
+            }
+        }
+        _ => FLOOD,
     }
 }
 
