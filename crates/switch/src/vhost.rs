@@ -361,7 +361,7 @@ impl Sink for VhostOutput {
 
     #[inline(always)]
     fn put_plain(&mut self, frames: &[Frame; BATCH], spans: &[Span], group: u64) -> (u64, u64) {
-        if self.ring.header_len != NetHeader::LEN as u32 {
+        if !self.short_way {
             return (group, 0);
         }
         let mut written = [0; BATCH];
