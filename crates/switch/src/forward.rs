@@ -17,15 +17,13 @@
 //! This file has steps 1, 2 and 6; [`parse`] has step 3, [`route`] step 4 and [`deliver`] step 5. Nearly all frames are *plain*:
 //! in one piece, untagged, with nothing left to be done to them. Those take a short way through each step.
 //!
-//! A frame whose receiver has no room stays in the sender's ring for up to [`PATIENCE`], while frames for others overtake
-//! it; then it is dropped, and so are those that follow until the receiver makes room. Floods never wait.
+//! A frame whose receiver has no room stays in the sender's ring for a while, and frames for others overtake it; then it is
+//! dropped, and so are those that follow until the receiver makes room. [`waiting`](crate::waiting) says how long.
 
 mod deliver;
 mod parse;
 mod route;
 mod settle;
-
-use std::time::Duration;
 
 use viaduct_memory::Span;
 use viaduct_ring::{Batch, Chain};
@@ -39,12 +37,11 @@ use crate::policer::Grant;
 use crate::port::{Input, InputState, Output, OutputQueue, Port};
 use crate::sink::Sink;
 use crate::software_offload::SoftwareOffload;
+use crate::turns;
+use crate::waiting::Bounds;
 
 /// Frames taken in one go: one bit each in a word.
 pub(crate) const BATCH: usize = 64;
-
-/// How long a frame may wait for a receiver that has no room.
-pub(crate) const PATIENCE: Duration = Duration::from_micros(50);
 
 /// What a round over one source came to.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -78,7 +75,10 @@ pub(crate) struct Forwarder {
     /// All pending frames have the same route, which stands at the first of them.
     one_route: bool,
     offload: SoftwareOffload,
-    patience: u64,
+    bounds: Bounds,
+    /// What the visit has cost so far, see [`turns`](crate::turns), and whether it has left frames that could go on.
+    cost: u64,
+    more: bool,
     /// Outputs found broken in this round.
     pub broken: Vec<(u16, u16, String)>,
 }
@@ -109,7 +109,9 @@ impl Forwarder {
             longest: 0,
             one_route: false,
             offload: SoftwareOffload::default(),
-            patience: clock::in_ticks(PATIENCE),
+            bounds: Bounds::new(),
+            cost: 0,
+            more: false,
             broken: Vec::new(),
         }
     }
@@ -151,17 +153,25 @@ impl Forwarder {
             state.released(count);
             return Progress::Moved(count);
         }
+        self.more = count == BATCH;
+        if self.batch.chains.iter().map(|chain| u64::from(chain.readable_len)).sum::<u64>() > turns::VISIT {
+            count = self.cut(state.done);
+        }
+        if state.company.is_waiting() {
+            state.company.end_wait(clock::ticks());
+        }
         if let Some(shaper) = &port.admission.shaper {
             match shaper.grant(&self.batch.chains, state.input.header_len(), &mut state.charged, clock::ticks()) {
                 Grant::Frames(granted) => count = granted,
                 Grant::In(ticks) => return Progress::Throttled(ticks),
             }
             self.batch.chains.truncate(count);
+            self.more = false;
         }
         self.warm_up(fabric, state.last_route, count);
         let pending = self.parse(fabric, port, state, &slot.counters);
         self.route(fabric, port, pending, state);
-        state.done |= self.deliver(fabric, port, &slot.counters, pending);
+        state.done |= self.deliver(fabric, port, &slot.counters, pending, &mut state.company);
         // The frames at the front that are dealt with go back to the sender.
         let finished = (state.done.trailing_ones() as usize).min(count);
         if finished == 0 {
@@ -174,6 +184,27 @@ impl Forwarder {
         Progress::Moved(finished)
     }
 
+    /// What the last visit has cost, and whether the source has more that could go on.
+    #[inline(always)]
+    pub fn take_cost(&mut self) -> (u64, bool) {
+        (std::mem::take(&mut self.cost) + turns::SPAN * self.batch.spans.len() as u64, self.more)
+    }
+
+    /// Leaves what is more than one visit may take for the next. Returns how many frames remain in the batch.
+    #[cold]
+    fn cut(&mut self, done: u64) -> usize {
+        let mut bytes = 0;
+        let fits = |(index, chain): &(usize, &Chain)| {
+            let more = bytes < turns::VISIT;
+            bytes += if done >> index & 1 == 0 { u64::from(chain.readable_len) } else { 0 };
+            more
+        };
+        let count = self.batch.chains.iter().enumerate().take_while(fits).count();
+        self.more |= count < self.batch.chains.len();
+        self.batch.chains.truncate(count);
+        count
+    }
+
     /// Sends a frame of our own, virtio-net header first, as if `port` had received it.
     pub fn announce(&mut self, fabric: &Fabric, port: &Port, frame: &mut [u8]) {
         let Some(span) = span_of(frame) else { return };
@@ -183,7 +214,7 @@ impl Forwarder {
         let (state, counters) = (&mut InputState::default(), &port.inputs[0].counters);
         let pending = self.parse(fabric, port, state, counters);
         self.route(fabric, port, pending, state);
-        self.deliver(fabric, port, counters, pending);
+        self.deliver(fabric, port, counters, pending, &mut state.company);
     }
 
     /// Fetches the buffers of the receiver that had the last frame.

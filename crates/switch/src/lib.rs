@@ -29,8 +29,10 @@ mod sink;
 mod software_offload;
 mod switch;
 mod tap;
+mod turns;
 mod vhost;
 mod vlan;
+mod waiting;
 
 pub use admission::Rules;
 pub use capture::{Capture, CapturedFrame};

@@ -26,6 +26,7 @@ use crate::fabric::{Fabric, SourceId};
 use crate::forward::{Forwarder, Progress};
 use crate::poller_counters::PollerCounters;
 use crate::port::{Input, Output};
+use crate::turns::{Account, Turns};
 
 /// How pollers wait for frames.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -147,6 +148,13 @@ struct Active {
     source: SourceId,
     /// When it last had a frame, in ticks.
     last_frame: u64,
+    account: Account,
+}
+
+impl Active {
+    fn new(source: SourceId, now: u64) -> Active {
+        Active { source, last_frame: now, account: Account::default() }
+    }
 }
 
 /// The thread's state.
@@ -167,6 +175,7 @@ impl Poller {
         let glance = clock::in_ticks(GLANCE);
         let counters = &self.link.counters;
         let mut active: Vec<Active> = Vec::new();
+        let mut turns = Turns::new();
         let mut generation = 0;
         let mut faults = 0;
         let mut reports = [libc::epoll_event { events: 0, u64: 0 }; REPORTS];
@@ -179,27 +188,44 @@ impl Poller {
                 generation = guard.generation;
                 let sources = if guard.held { &[][..] } else { &guard.sources[self.index] };
                 active.clear();
-                active.extend(sources.iter().map(|&source| Active { source, last_frame: before }));
+                active.extend(sources.iter().map(|&source| Active::new(source, before)));
                 for each in &active {
                     with_input(&guard, each.source, Input::disarm);
                 }
             }
             let mut moved = false;
-            active.retain_mut(|each| match forwarder.forward(&guard, each.source) {
-                Progress::Moved(count) => {
-                    counters.batch(count);
-                    each.last_frame = before;
-                    moved = true;
-                    true
+            turns.begin();
+            active.retain_mut(|each| {
+                if !turns.may_go(&mut each.account, before) {
+                    return true;
                 }
-                Progress::Waiting | Progress::Throttled(_) => true,
-                Progress::Idle => {
-                    !spin.is_over(before.wrapping_sub(each.last_frame))
-                        || with_input(&guard, each.source, Input::arm).unwrap_or(false)
-                }
-                Progress::Broken(message) => {
-                    self.events.push(Event { port: each.source.port, queue: 2 * each.source.queue + 1, message });
-                    false
+                match forwarder.forward(&guard, each.source) {
+                    Progress::Moved(count) => {
+                        counters.batch(count);
+                        each.last_frame = before;
+                        moved = true;
+                        let (cost, more) = forwarder.take_cost();
+                        turns.charge(&mut each.account, cost, more);
+                        true
+                    }
+                    Progress::Waiting => {
+                        let (cost, more) = forwarder.take_cost();
+                        turns.charge(&mut each.account, cost, more);
+                        true
+                    }
+                    Progress::Throttled(ticks) => {
+                        each.last_frame = before;
+                        turns.hold(&mut each.account, before.saturating_add(ticks));
+                        true
+                    }
+                    Progress::Idle => {
+                        !spin.is_over(before.wrapping_sub(each.last_frame))
+                            || with_input(&guard, each.source, Input::arm).unwrap_or(false)
+                    }
+                    Progress::Broken(message) => {
+                        self.events.push(Event { port: each.source.port, queue: 2 * each.source.queue + 1, message });
+                        false
+                    }
                 }
             });
             for (port, queue, message) in forwarder.broken.drain(..) {
@@ -212,11 +238,12 @@ impl Poller {
             let mut now = clock::ticks();
             counters.rounds.add(1);
             (if moved { &counters.busy_ticks } else { &counters.idle_ticks }).add(now.wrapping_sub(before));
-            if active.is_empty() {
-                counters.active.store(0, Relaxed);
+            let timeout = if active.is_empty() { Some(-1) } else { self.pause(&turns, now) };
+            if let Some(timeout) = timeout {
+                counters.active.store(active.len() as u64, Relaxed);
                 counters.sleeps.add(1);
                 drop(guard);
-                let count = self.link.wait(&mut reports, -1);
+                let count = self.link.wait(&mut reports, timeout);
                 guard = self.fabric.read();
                 let slept = clock::ticks().wrapping_sub(now);
                 now = now.wrapping_add(slept);
@@ -235,6 +262,15 @@ impl Poller {
         }
     }
 
+    /// How many milliseconds to sleep, if all active inputs are at their rate limits and that is worth it.
+    #[inline(always)]
+    fn pause(&self, turns: &Turns, now: u64) -> Option<i32> {
+        let wait = turns.pause()?.saturating_sub(now);
+        let millisecond = clock::ticks_per_second() / 1000;
+        let worth_it = self.polling != Polling::Busy && wait > millisecond / 2;
+        worth_it.then(|| i32::try_from(wait.div_ceil(millisecond)).unwrap_or(i32::MAX))
+    }
+
     /// Activates the inputs that epoll reports. Returns whether there were any.
     fn wake_sources(&self, fabric: &Fabric, reports: &[libc::epoll_event], active: &mut Vec<Active>, now: u64) -> bool {
         let mut woken = false;
@@ -248,7 +284,7 @@ impl Poller {
             let mine = !fabric.held && fabric.sources[self.index].contains(&source);
             if mine && active.iter().all(|each| each.source != source) {
                 with_input(fabric, source, Input::disarm);
-                active.push(Active { source, last_frame: now });
+                active.push(Active::new(source, now));
                 woken = true;
             }
         }

@@ -15,6 +15,7 @@ use crate::pcap::{PcapInput, PcapOutput};
 use crate::tap::{TapInput, TapOutput};
 use crate::vhost::{VhostInput, VhostOutput};
 use crate::vlan::VlanMode;
+use crate::waiting::{Company, Patience};
 
 /// Where frames of a queue come from.
 #[derive(Debug, Default)]
@@ -119,6 +120,8 @@ pub(crate) struct InputState {
     pub counted: u64,
     /// How many of them, from the oldest on, have been paid for where the port has a rate.
     pub charged: usize,
+    /// For whom its frames are, and how long they have waited.
+    pub company: Company,
     /// The route of the last frame: probably that of the next.
     pub last_route: u32,
     /// The driver broke its ring, or its memory is gone: not to be touched again before it is restarted.
@@ -149,8 +152,8 @@ pub(crate) struct InputQueue {
 #[derive(Debug, Default)]
 pub(crate) struct OutputState {
     pub output: Output,
-    /// Since when, in ticks, the receiver has had no room; 0: it had some the last time.
-    pub full_since: u64,
+    /// How long frames may still wait for room.
+    pub patience: Patience,
 }
 
 /// As above, with what can be read without the lock.

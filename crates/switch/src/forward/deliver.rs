@@ -9,11 +9,20 @@ use crate::frame::{Frame, Outgoing};
 use crate::port::{Output, Port};
 use crate::sink::{Put, Sink};
 use crate::software_offload::SoftwareOffload;
+use crate::turns;
+use crate::waiting::Company;
 
 impl Forwarder {
     /// Delivers the pending frames, receiver by receiver. Returns those that are dealt with.
     #[inline(always)]
-    pub(super) fn deliver(&mut self, fabric: &Fabric, port: &Port, counters: &QueueCounters, mut pending: u64) -> u64 {
+    pub(super) fn deliver(
+        &mut self,
+        fabric: &Fabric,
+        port: &Port,
+        counters: &QueueCounters,
+        mut pending: u64,
+        company: &mut Company,
+    ) -> u64 {
         let mut done = 0;
         while pending != 0 {
             let route = self.routes[pending.trailing_zeros() as usize];
@@ -28,9 +37,9 @@ impl Forwarder {
                 }
                 _ => match fabric.port((route >> 16) as u16) {
                     Some(receiver) if receiver.admission.policer.is_none() => {
-                        self.deliver_to(receiver, route as u16, group, true)
+                        self.deliver_to(receiver, route as u16, group, Some(company))
                     }
-                    Some(receiver) => self.deliver_aside(receiver, route as u16, group, true),
+                    Some(receiver) => self.deliver_aside(receiver, route as u16, group, Some(company)),
                     None => group,
                 },
             };
@@ -61,7 +70,7 @@ impl Forwarder {
                 .fold(0, |carried, index| carried | 1 << index);
             // A port that is down does not miss floods.
             if carried != 0 && !receiver.live.is_empty() {
-                self.deliver_aside(receiver, receiver.live[0], carried, false);
+                self.deliver_aside(receiver, receiver.live[0], carried, None);
             }
             reached |= carried;
         }
@@ -88,9 +97,9 @@ impl Forwarder {
 
     /// The same as [`deliver_to`](Forwarder::deliver_to), off the usual way: no faster than the receiver's rate.
     #[inline(never)]
-    fn deliver_aside(&mut self, receiver: &Port, queue: u16, group: u64, may_wait: bool) -> u64 {
+    fn deliver_aside(&mut self, receiver: &Port, queue: u16, group: u64, company: Option<&mut Company>) -> u64 {
         let Some(policer) = &receiver.admission.policer else {
-            return self.deliver_to(receiver, queue, group, may_wait);
+            return self.deliver_to(receiver, queue, group, company);
         };
         let mut limit = policer.lock();
         limit.fill(clock::ticks());
@@ -107,15 +116,15 @@ impl Forwarder {
         {
             slot.counters.drop_frames(DropReason::RateLimited, u64::from(refused.count_ones()));
         }
-        let done = self.deliver_to(receiver, queue, admitted, may_wait);
+        let done = self.deliver_to(receiver, queue, admitted, company);
         bits(admitted & !done).for_each(|index| limit.give_back(self.frames[index].len));
         refused | done
     }
 
     /// Delivers the frames of `group` to one queue of one port. Returns those that are dealt with; the others may try
-    /// again, if `may_wait`.
+    /// again, if the sender, whose `company` it is, can wait for them.
     #[inline(always)]
-    fn deliver_to(&mut self, receiver: &Port, queue: u16, group: u64, may_wait: bool) -> u64 {
+    fn deliver_to(&mut self, receiver: &Port, queue: u16, group: u64, company: Option<&mut Company>) -> u64 {
         let Some(slot) = receiver.outputs.get(usize::from(queue)) else { return group };
         let state = &mut *slot.state.lock();
         let counters = &slot.counters;
@@ -140,17 +149,19 @@ impl Forwarder {
                 0
             }
         };
-        if left == 0 {
-            state.full_since = 0;
+        if left == 0 && state.patience.is_whole() {
             return group;
         }
-        let now = clock::ticks();
-        if left != group || state.full_since == 0 {
-            state.full_since = now;
+        let (now, taken) = (clock::ticks(), (group & !left).count_ones());
+        if left == 0 {
+            state.patience.settle(taken, now, &self.bounds);
+            return group;
         }
-        if may_wait && now.wrapping_sub(state.full_since) < self.patience {
+        let worth_it = state.patience.wait(taken, now, &self.bounds);
+        if worth_it && company.is_some_and(|company| company.may_wait(now, &self.bounds)) {
             return group & !left;
         }
+        state.patience.give_up();
         counters.drop_frames(DropReason::NoBuffers, u64::from(left.count_ones()));
         group
     }
@@ -162,7 +173,7 @@ impl Forwarder {
         let Forwarder { batch, frames, offload, .. } = self;
         sink.reserve(group.count_ones() as usize);
         let mut left = group;
-        let (mut sent, mut bytes) = (0, 0);
+        let (mut sent, mut bytes, mut completed) = (0, 0, 0);
         // They are all of one VLAN, so the first speaks for all.
         if all_plain && !receiver.vlan.tags(&frames[group.trailing_zeros() as usize % BATCH]) {
             (left, bytes) = sink.put_plain(frames, &batch.spans, group);
@@ -173,6 +184,7 @@ impl Forwarder {
             let tag_out = receiver.vlan.tags(frame);
             let accepted = receiver.accepts.include(frame.offloads());
             let put = if !accepted || frame.len > receiver.max_frame {
+                completed += u64::from(frame.len);
                 put_unusual(sink, receiver, counters, offload, frame, &frame.outgoing(&batch.spans, tag_out))
             } else if frame.is_simple(tag_out) {
                 sink.put_simple(frame, batch.spans[frame.first as usize])
@@ -198,6 +210,8 @@ impl Forwarder {
         }
         counters.frames.add(sent);
         counters.bytes.add(bytes);
+        // Completing an offload goes over all bytes some times more.
+        self.cost += bytes + turns::COPY * sent + 4 * completed;
         left
     }
 }

@@ -1,6 +1,7 @@
 //! Step 4: sources are learned, and each frame gets a route.
 
 use super::{Forwarder, bits};
+use crate::clock;
 use crate::counters::DropReason;
 use crate::fabric::Fabric;
 use crate::frame::Frame;
@@ -48,7 +49,19 @@ impl Forwarder {
         if !self.one_route {
             self.route_each(fabric, pending);
         }
+        if distinct > 1 || (route ^ state.last_route) & PORT != 0 {
+            self.note_receivers(pending, state);
+        }
         state.last_route = route;
+    }
+
+    /// Keeps in mind whether the sender has frames for several receivers.
+    #[inline(never)]
+    fn note_receivers(&self, pending: u64, state: &mut InputState) {
+        let routes = bits(pending & !self.like_before).map(|index| self.routes[index]);
+        for route in routes.filter(|route| *route < FLOOD) {
+            state.company.meet((route >> 16) as u16, clock::ticks);
+        }
     }
 
     /// Gives the frames that follow another one its route; the flow may choose another queue of the same port.

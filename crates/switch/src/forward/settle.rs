@@ -9,18 +9,18 @@ use crate::fabric::{Fabric, SourceId};
 impl Forwarder {
     /// Deals with every frame of `source` that is not the first to be taken next: what was delivered goes back to the
     /// sender, and what waits in front of it is delivered or dropped. A `patient` caller gives it the time that it would
-    /// have had; at most [`PATIENCE`](super::PATIENCE) for each frame, however the receivers behave.
+    /// have had, which [`waiting`](crate::waiting) bounds however the receivers behave.
     pub fn settle(&mut self, fabric: &Fabric, source: SourceId, patient: bool) {
-        let patience = self.patience;
+        let bounds = self.bounds;
         if !patient {
-            self.patience = 0;
+            self.bounds.most = 0;
         }
         while let Some(begun) = begun(fabric, source) {
             if !matches!(self.forward_up_to(fabric, source, begun), Progress::Moved(_) | Progress::Waiting) {
                 break;
             }
         }
-        self.patience = patience;
+        self.bounds = bounds;
     }
 }
 

@@ -35,7 +35,7 @@ fn queue() -> (GuestMemory, DriverQueue, VhostQueue) {
 
 fn port(number: u16, input: Input, output: Output) -> Option<Box<Port>> {
     let input = Mutex::new(InputState { input, ..InputState::default() });
-    let output = Mutex::new(OutputState { output, full_since: 0 });
+    let output = Mutex::new(OutputState { output, ..OutputState::default() });
     Some(Box::new(Port {
         name: String::new(),
         number,
@@ -76,7 +76,7 @@ fn a_queue_disabled_while_a_frame_waits_starts_afresh() {
         driver.publish();
     };
     let mut forwarder = Forwarder::new();
-    forwarder.patience = u64::MAX;
+    forwarder.bounds.most = u64::MAX;
     let source = SourceId { port: 0, queue: 0 };
     let enable = |fabric: &Fabric, enabled| {
         if let Input::Vhost(input) = &mut fabric.port(0).expect("there").inputs[0].state.lock().input {
@@ -125,4 +125,62 @@ fn a_receiver_without_checksum_offload_is_not_told_of_checksums() {
     assert_eq!(flags, [0]);
     let completed = &fabric.port(1).expect("there").outputs[0].counters.completed_offloads;
     assert_eq!(completed.get(), 0, "there was nothing to do");
+}
+
+#[test]
+fn a_visit_takes_so_many_bytes_and_says_that_there_is_more() {
+    let (memory, mut driver, sender) = queue();
+    let mut fabric = Fabric::new(1, Arc::new(MacTable::new()));
+    fabric.ports = vec![
+        port(0, Input::Vhost(Box::new(VhostInput::new(sender))), Output::Down),
+        port(1, Input::Stopped, Output::Null(Null)),
+    ];
+    let start = [&[0; 12][..], &[0xff; 6], &[2, 0, 0, 0, 0, 1], &[0; 48]].concat();
+    let span = memory.translate(&mut RegionCache::default(), 0x10000, start.len() as u32).expect("in memory");
+    // SAFETY: `memory` is alive.
+    unsafe { span.write(0, &start) };
+    for _ in 0..10 {
+        assert!(driver.add(&[(0x10000, 65_000)], &[], 0).expect("a legal chain"));
+    }
+    driver.publish();
+    let (mut forwarder, source) = (Forwarder::new(), SourceId { port: 0, queue: 0 });
+    let each = u64::from(65_000u32 - 12);
+    let fit = turns::VISIT.div_ceil(each) as usize;
+    assert_eq!(forwarder.forward(&fabric, source), Progress::Moved(fit));
+    let (cost, more) = forwarder.take_cost();
+    assert!(more && cost >= fit as u64 * each, "{cost}");
+    assert_eq!(forwarder.forward(&fabric, source), Progress::Moved(fit));
+    assert_eq!(forwarder.forward(&fabric, source), Progress::Idle);
+}
+
+#[test]
+fn a_rate_lets_through_what_is_paid_for() {
+    let (memory, mut driver, sender) = queue();
+    let mut fabric = Fabric::new(1, Arc::new(MacTable::new()));
+    fabric.ports = vec![
+        port(0, Input::Vhost(Box::new(VhostInput::new(sender))), Output::Down),
+        port(1, Input::Stopped, Output::Null(Null)),
+    ];
+    // Three at once, then one a second.
+    let rate = crate::policer::Rate { bits: 0, frames: 1, burst: 3_000_000 };
+    let rules = crate::admission::Rules { rate, ..Default::default() };
+    fabric.ports[0].as_mut().expect("there").admission = Admission::new(&rules);
+    let frame = [&[0; 12][..], &[0xff; 6], &[2, 0, 0, 0, 0, 1], &[0; 48]].concat();
+    let span = memory.translate(&mut RegionCache::default(), 0x10000, frame.len() as u32).expect("in memory");
+    // SAFETY: `memory` is alive.
+    unsafe { span.write(0, &frame) };
+    for _ in 0..10 {
+        assert!(driver.add(&[(0x10000, frame.len() as u32)], &[], 0).expect("a legal chain"));
+    }
+    driver.publish();
+    let (mut forwarder, source) = (Forwarder::new(), SourceId { port: 0, queue: 0 });
+    assert_eq!(forwarder.forward(&fabric, source), Progress::Moved(3));
+    assert!(!forwarder.take_cost().1, "what may not go on is not waiting for a turn");
+    // A part of a token opens the bucket for one more; unless each look takes a second, the next is too early.
+    let mut moved = 3;
+    while let Progress::Moved(more) = forwarder.forward(&fabric, source) {
+        moved += more;
+    }
+    assert!(moved < 10);
+    assert!(matches!(forwarder.forward(&fabric, source), Progress::Throttled(_) | Progress::Moved(1)));
 }

@@ -52,7 +52,7 @@ impl Switch {
         let mut fabric = self.fabric.write();
         self.rouse(&mut fabric);
         self.with_port_of(&mut fabric, number, |port| {
-            *port.outputs[0].state.lock() = OutputState { output, full_since: 0 };
+            *port.outputs[0].state.lock() = OutputState { output, ..OutputState::default() };
             find_live(port);
         })
     }
