@@ -20,7 +20,7 @@ const EVERYWHERE: Calls = calls! {
     SYS_dup SYS_dup3 SYS_pipe2 SYS_ioctl SYS_copy_file_range SYS_sendfile SYS_splice SYS_umask SYS_memfd_create
     SYS_inotify_init1 SYS_inotify_add_watch SYS_inotify_rm_watch SYS_eventfd2 SYS_signalfd4 SYS_timerfd_create
     SYS_timerfd_settime SYS_timerfd_gettime SYS_epoll_create1 SYS_epoll_ctl SYS_epoll_pwait SYS_epoll_pwait2 SYS_ppoll
-    SYS_pselect6
+    SYS_pselect6 SYS_io_setup SYS_io_submit SYS_io_destroy
 
     SYS_mmap SYS_munmap SYS_mremap SYS_mprotect SYS_madvise SYS_mincore SYS_msync SYS_brk SYS_mlock SYS_mlock2
     SYS_munlock SYS_mlockall SYS_munlockall SYS_membarrier
