@@ -22,6 +22,8 @@ class GuestMemory:
 
         Raises ValueError where the log has no bits for the end of a region.
         """
+    def behind(self, iotlb: Iotlb) -> GuestMemory:
+        """This memory as a device behind an IOMMU reaches it: by I/O virtual addresses."""
     def read(self, addr: int, len: int) -> bytes:
         """The bytes at a guest-physical address. Raises ValueError where they are not all in regions."""
     def write(self, addr: int, data: bytes) -> None:
@@ -48,6 +50,35 @@ class DirtyLog:
 def signal_call(fd: int) -> bool:
     """Signals an eventfd or a pipe that belongs to a peer as well. Never waits, even if the peer filled it and made it
     block. Returns whether the peer can see it; raises OSError for a pipe that cannot be written."""
+
+@final
+class Iotlb:
+    """What an IOMMU lets a device reach (vhost-user, "IOMMU support"). `event_fd` is written when there is something to
+    take; permissions are 1 read, 2 write, 3 both."""
+
+    def __new__(cls, event_fd: int) -> Iotlb: ...
+    def update(self, iova: int, size: int, user_addr: int, permissions: int) -> tuple[int, int] | None:
+        """Takes over a translation. Returns the first and last address of which something else was known: it has to be
+        treated as invalidated. Raises ValueError for a range or permissions that cannot be."""
+    def invalidate(self, iova: int, size: int) -> tuple[int, int]:
+        """Forgets a range, all there is for size 0. Returns its first and last address."""
+    def refuse(self, iova: int, write: bool) -> bool:
+        """There is no translation for a page that was missed. Returns whether it was still waited for."""
+    def forget_refusals(self) -> None:
+        """Everybody who waited has been told what was refused."""
+    def take_misses(self) -> list[tuple[int, bool]]:
+        """New misses: address of the page, and whether it is to be written."""
+    def take_forbidden(self) -> list[tuple[int, bool]]:
+        """Accesses that permissions forbade, likewise."""
+    @property
+    def translations(self) -> list[tuple[int, int, int, int]]:
+        """What is known: address, size, user address and permissions of each range, as `update` takes them."""
+    @property
+    def counts(self) -> tuple[int, int, int, int, int]:
+        """Ranges known now; updates, invalidations, misses and refused misses so far."""
+
+class TranslationMissing(ValueError):
+    """A ring's I/O virtual addresses are not known yet; they have been asked for."""
 
 class RingError(ValueError):
     """A virtqueue that breaks the rules: what was found, what is allowed, the section of virtio 1.2."""
@@ -257,6 +288,11 @@ class Switch:
         """Says where writes to a running queue's device part are logged while the memory has a log; None: nowhere."""
     def set_memory(self, port: int, memory: GuestMemory) -> None:
         """Gives the running queues of a port a new memory. When this returns the old one and its log are left alone."""
+    def translations_changed(self, port: int) -> None:
+        """Lets the queues of a port that waited for an answer of the IOMMU go on."""
+    def translations_removed(self, port: int, first: int, last: int) -> None:
+        """I/O virtual addresses of a port stand for something else now, or for nothing: when this returns, nobody uses
+        what they stood for."""
     def attach_tap(self, port: int, pair: int, fd: int, accepts: list[str]) -> None:
         """Makes a queue of a tap interface (IFF_VNET_HDR, 12 bytes) a queue pair of the port."""
     def attach_replay(self, port: int, fd: int, skip: int = 0) -> None:

@@ -41,7 +41,8 @@ class Nic:
 
     socket: path of the vhost-user socket; server: QEMU listens on it (else QEMU connects, and reconnects every second);
     off: further feature properties of QEMU's virtio-net device to switch off; mtu: advertised to the driver
-    (VIRTIO_NET_F_MTU).
+    (VIRTIO_NET_F_MTU); iommu: it is behind the guest's IOMMU, if that has one, on a port of its own, as devices that
+    cache translations are.
     """
 
     socket: Path
@@ -54,6 +55,7 @@ class Nic:
     queue_pairs: int = 1
     off: tuple[str, ...] = ()
     mtu: int | None = None
+    iommu: bool = False
 
     def arguments(self, index: int) -> list[str]:
         """QEMU's arguments for this device as the guest's interface number `index`."""
@@ -70,6 +72,10 @@ class Nic:
             "vectors": "0",
             **{feature: "off" for feature in self.off},
         }
+        port: list[str] = []
+        if self.iommu:
+            port = ["-device", f"pcie-root-port,id=p{index},chassis={index + 1},addr={properties.pop('addr')}"]
+            properties |= {"bus": f"p{index}", "disable-legacy": "on", "iommu_platform": "on", "ats": "on"}
         if self.queue_pairs > 1:
             properties |= {"mq": "on"}
         if self.mtu is not None:
@@ -78,6 +84,7 @@ class Nic:
         return [
             "-chardev", f"socket,id=c{index},path={self.socket},{listen}",
             "-netdev", f"vhost-user,id=n{index},chardev=c{index},queues={self.queue_pairs}",
+            *port,
             "-device", f"virtio-net-pci,netdev=n{index},{settings}",
         ]  # fmt: skip
 
@@ -96,7 +103,10 @@ class Answer:
 
 @dataclass
 class Guest:
-    """One virtual machine. `with Guest(...) as guest:` starts it, waits until it is up, and ends it."""
+    """One virtual machine. `with Guest(...) as guest:` starts it, waits until it is up, and ends it.
+
+    devices: further devices of QEMU's, which come before the network's; kernel_arguments: further ones.
+    """
 
     name: str
     image: GuestImage
@@ -104,6 +114,8 @@ class Guest:
     nics: tuple[Attachment, ...]
     memory: str = "384M"
     processors: int = 1
+    devices: tuple[str, ...] = ()
+    kernel_arguments: str = ""
     boot_id: str = ""
     incoming: Path | None = None
     """A socket on which the guest is received from another QEMU: it does not boot, and runs once it has arrived."""
@@ -124,11 +136,14 @@ class Guest:
             "-machine", "q35,memory-backend=ram", "-accel", "tcg,thread=multi", "-cpu", "max,-la57",
             "-smp", str(self.processors), "-m", self.memory,
             "-object", f"memory-backend-memfd,id=ram,size={self.memory},share=on",
-            "-kernel", self.image.kernel, "-initrd", self.image.initramfs, "-append", KERNEL_ARGUMENTS,
+            "-kernel", self.image.kernel, "-initrd", self.image.initramfs,
+            "-append", f"{KERNEL_ARGUMENTS} {self.kernel_arguments}",
             "-serial", f"file:{self._console}",
             "-chardev", f"socket,id=agent,path={agent},server=on,wait=off", "-serial", "chardev:agent",
             "-qmp", f"unix:{monitor},server=on,wait=off",
         ]  # fmt: skip
+        for device in self.devices:
+            command += ["-device", device]
         if self.incoming is not None:
             command += ["-incoming", f"unix:{self.incoming}"]
         for index, nic in enumerate(self.nics):

@@ -2,6 +2,7 @@
 
 mod descriptors;
 mod guest;
+mod iotlb;
 mod memory;
 mod queue;
 mod sandbox;
@@ -19,6 +20,8 @@ mod _core {
     use super::descriptors::signal_call;
     #[pymodule_export]
     use super::guest::{Station, guest_memory_size};
+    #[pymodule_export]
+    use super::iotlb::{Iotlb, TranslationMissing};
     #[pymodule_export]
     use super::memory::{DirtyLog, GuestMemory};
     #[pymodule_export]

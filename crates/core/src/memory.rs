@@ -8,6 +8,7 @@ use pyo3::types::PyBytes;
 use viaduct_memory::{RegionCache, RegionSpec, Span};
 
 use crate::descriptors::{call_of, duplicate};
+use crate::iotlb::Iotlb;
 
 /// An immutable table of memory regions that another process shares with us.
 #[pyclass(module = "viaduct._core", frozen)]
@@ -69,6 +70,10 @@ impl GuestMemory {
         let log = log.map(|log| log.inner.clone());
         let inner = self.inner.with_log(log).map_err(|error| PyValueError::new_err(error.to_string()))?;
         Ok(GuestMemory { inner })
+    }
+
+    fn behind(&self, iotlb: &Iotlb) -> GuestMemory {
+        GuestMemory { inner: self.inner.behind(iotlb.inner.clone()) }
     }
 
     fn read<'py>(&self, py: Python<'py>, addr: u64, len: usize) -> PyResult<Bound<'py, PyBytes>> {

@@ -9,7 +9,7 @@ use std::sync::Arc;
 use pyo3::exceptions::{PyOSError, PyValueError};
 use pyo3::prelude::*;
 use pyo3::types::PyBytes;
-use viaduct_ring::{DeviceQueue, Layout, QueueConfig};
+use viaduct_ring::{DeviceQueue, Layout, QueueConfig, RingError};
 use viaduct_switch::counters::DropReason;
 use viaduct_switch::mac_table::MacEntry;
 use viaduct_switch::{
@@ -17,6 +17,7 @@ use viaduct_switch::{
 };
 
 use crate::descriptors::{call_of, duplicate};
+use crate::iotlb::TranslationMissing;
 use crate::memory::GuestMemory;
 
 fn to_python(error: SwitchError) -> PyErr {
@@ -196,8 +197,10 @@ impl Switch {
             indirect,
             in_order,
         };
-        let mut queue = DeviceQueue::new(memory.inner.clone(), &config)
-            .map_err(|error| PyValueError::new_err(error.to_string()))?;
+        let mut queue = DeviceQueue::new(memory.inner.clone(), &config).map_err(|error| match error {
+            RingError::Untranslated { .. } => TranslationMissing::new_err(error.to_string()),
+            _ => PyValueError::new_err(error.to_string()),
+        })?;
         queue.set_log_addr(log_addr);
         let kick = kick_fd.map(duplicate).transpose()?;
         let call = call_fd.map(call_of).transpose()?;
@@ -224,6 +227,14 @@ impl Switch {
 
     fn set_memory(&self, py: Python<'_>, port: u16, memory: &GuestMemory) -> PyResult<()> {
         py.detach(|| self.inner.set_memory(port, &memory.inner)).map_err(to_python)
+    }
+
+    fn translations_changed(&self, py: Python<'_>, port: u16) -> PyResult<()> {
+        py.detach(|| self.inner.translations_changed(port)).map_err(to_python)
+    }
+
+    fn translations_removed(&self, py: Python<'_>, port: u16, first: u64, last: u64) -> PyResult<()> {
+        py.detach(|| self.inner.translations_removed(port, first, last)).map_err(to_python)
     }
 
     fn attach_tap(&self, py: Python<'_>, port: u16, pair: u16, fd: RawFd, accepts: Vec<String>) -> PyResult<()> {

@@ -16,6 +16,7 @@ use std::ptr::NonNull;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
+use crate::iotlb::{Access, Iotlb, Miss, Permissions, Unreachable};
 use crate::mapping::memfd;
 use crate::{DirtyLog, Mapping, MappingError, Span, fault};
 
@@ -149,6 +150,19 @@ pub struct RegionCache {
     start: u64,
     size: u64,
     host: usize,
+    /// Behind an IOMMU: the table again, so that [`translate`](GuestMemory::translate) never finds it, what is allowed, and
+    /// [`Iotlb::removals`] when it was found.
+    translated: u64,
+    permissions: Permissions,
+    removals: u64,
+    refused: Option<Miss>,
+}
+
+impl RegionCache {
+    /// Behind an IOMMU: the front-end has said that there is no translation for this; it is not to be asked for again.
+    pub fn set_refused(&mut self, miss: Option<Miss>) {
+        self.refused = miss;
+    }
 }
 
 /// One region as values that a loop can keep in registers: for runs of buffers that nearly always lie in the same one.
@@ -191,6 +205,8 @@ pub struct GuestMemory {
     /// Different for every table that has regions; 0 for those that have none.
     table: u64,
     regions: Arc<[Region]>,
+    /// Addresses in descriptors and of rings are I/O virtual and go through it.
+    iotlb: Option<Arc<Iotlb>>,
     logged: Option<Arc<Logged>>,
 }
 
@@ -233,7 +249,8 @@ impl GuestMemory {
         let at = self.regions.partition_point(|other| other.spec.guest_addr < spec.guest_addr);
         let new = Region { spec, mapping: Arc::new(mapping) };
         let (below, above) = self.regions.split_at(at);
-        Ok(GuestMemory::from_regions(below.iter().cloned().chain([new]).chain(above.iter().cloned()).collect()))
+        let regions = below.iter().cloned().chain([new]).chain(above.iter().cloned()).collect();
+        Ok(GuestMemory::from_regions(regions, self.iotlb.clone()))
     }
 
     /// The same memory without the region that has exactly these addresses and size, and without a log; `mmap_offset` does
@@ -246,7 +263,7 @@ impl GuestMemory {
         let at = self.regions.iter().position(|region| key(&region.spec) == key(spec));
         let at = at.ok_or(MemoryError::NoSuchRegion(*spec))?;
         let (below, above) = (&self.regions[..at], &self.regions[at + 1..]);
-        Ok(GuestMemory::from_regions(below.iter().chain(above).cloned().collect()))
+        Ok(GuestMemory::from_regions(below.iter().chain(above).cloned().collect(), self.iotlb.clone()))
     }
 
     /// The same memory, of which `log` is told what the device writes (vhost-user, "Migration"); `None` ends that.
@@ -287,9 +304,21 @@ impl GuestMemory {
         self.logged.as_ref().and_then(|logged| logged.guest_addr(place))
     }
 
-    fn from_regions(regions: Arc<[Region]>) -> GuestMemory {
+    /// The same memory behind an IOMMU: it is reached by I/O virtual addresses, through [`reach`](GuestMemory::reach) only.
+    pub fn behind(&self, iotlb: Arc<Iotlb>) -> GuestMemory {
+        let logged = self.logged.clone();
+        GuestMemory { logged, ..GuestMemory::from_regions(self.regions.clone(), Some(iotlb)) }
+    }
+
+    /// The IOMMU's translations, if there is one.
+    #[inline]
+    pub fn iotlb(&self) -> Option<&Arc<Iotlb>> {
+        self.iotlb.as_ref()
+    }
+
+    fn from_regions(regions: Arc<[Region]>, iotlb: Option<Arc<Iotlb>>) -> GuestMemory {
         let table = if regions.is_empty() { 0 } else { TABLES.fetch_add(1, Ordering::Relaxed) + 1 };
-        GuestMemory { table, regions, logged: None }
+        GuestMemory { table, regions, iotlb, logged: None }
     }
 
     fn check(&self, spec: &RegionSpec) -> Result<(), MemoryError> {
@@ -330,7 +359,8 @@ impl GuestMemory {
             && (self.regions.iter().any(|region| region.mapping.faulted()) || self.log().is_some_and(DirtyLog::faulted))
     }
 
-    /// The guest-physical range `addr .. addr + len` as a span, if it lies inside one region. `len` may be zero.
+    /// The guest-physical range `addr .. addr + len` as a span, if it lies inside one region. `len` may be zero. Always none
+    /// behind an IOMMU: then it is [`reach`](GuestMemory::reach) that checks what may be done there.
     #[inline]
     pub fn translate(&self, cache: &mut RegionCache, addr: u64, len: u32) -> Option<Span> {
         let mut offset = addr.wrapping_sub(cache.start);
@@ -364,6 +394,65 @@ impl GuestMemory {
         span(cache.host, offset, len.min(rest))
     }
 
+    /// As many of the bytes from `addr` on as lie together, at least one and at most `len`, for this access: guest-physical
+    /// addresses, or I/O virtual ones behind an IOMMU. `len` is not zero.
+    ///
+    /// # Errors
+    /// [`Unreachable`]; a miss is not put down by that.
+    pub fn reach(&self, cache: &mut RegionCache, addr: u64, len: u32, access: Access) -> Result<Span, Unreachable> {
+        let Some(iotlb) = &self.iotlb else {
+            return self.translate_some(cache, addr, len).ok_or(Unreachable::Outside);
+        };
+        let removals = iotlb.removals();
+        let mut offset = addr.wrapping_sub(cache.start);
+        if (cache.translated, cache.removals) != (self.table, removals)
+            || offset >= cache.size
+            || !cache.permissions.allow(access)
+        {
+            let refused = cache.refused;
+            *cache = self.find_translated(iotlb, addr, access, removals).map_err(|why| match why {
+                Unreachable::Missing(miss) if refused == Some(miss) => Unreachable::Refused,
+                why => why,
+            })?;
+            cache.refused = refused;
+            offset = addr - cache.start;
+        }
+        let rest = u32::try_from(cache.size - offset).unwrap_or(u32::MAX);
+        span(cache.host, offset, len.min(rest)).ok_or(Unreachable::Outside)
+    }
+
+    /// What lies together around an I/O virtual address: the part of its translation that one region holds.
+    #[cold]
+    fn find_translated(
+        &self,
+        iotlb: &Iotlb,
+        addr: u64,
+        access: Access,
+        removals: u64,
+    ) -> Result<RegionCache, Unreachable> {
+        let range = iotlb.find(addr, access)?;
+        let user = range.user_addr + (addr - range.iova);
+        let found =
+            self.regions.iter().find_map(|region| Some((region.spec.offset_of(AddressSpace::User, user)?, region)));
+        let (offset, region) = found.ok_or_else(|| iotlb.forbid(Miss::at(addr, access)))?;
+        let before = offset.min(addr - range.iova);
+        let after = (region.spec.size - 1 - offset).min(range.last - addr);
+        // The offset lies inside a mapping of this process, so it fits.
+        #[allow(clippy::cast_possible_truncation)]
+        let host = region.host() + (offset - before) as usize;
+        let (start, size, permissions) = (addr - before, before + after + 1, range.permissions);
+        Ok(RegionCache {
+            table: u64::MAX,
+            start,
+            size,
+            host,
+            translated: self.table,
+            permissions,
+            removals,
+            refused: None,
+        })
+    }
+
     /// The front-end-virtual range `addr .. addr + len` as a span, if it lies inside one region.
     pub fn translate_user(&self, addr: u64, len: u32) -> Option<Span> {
         self.regions.iter().find_map(|region| {
@@ -377,11 +466,14 @@ impl GuestMemory {
 
     #[cold]
     fn find(&self, addr: u64) -> Option<RegionCache> {
+        if self.iotlb.is_some() {
+            return None;
+        }
         let above = self.regions.partition_point(|region| region.spec.guest_addr <= addr);
         let region = self.regions.get(above.checked_sub(1)?)?;
         region.spec.offset_of(AddressSpace::Guest, addr)?;
         let RegionSpec { guest_addr: start, size, .. } = region.spec;
-        Some(RegionCache { table: self.table, start, size, host: region.host() })
+        Some(RegionCache { table: self.table, start, size, host: region.host(), ..RegionCache::default() })
     }
 }
 

@@ -32,6 +32,12 @@ impl Span {
         self.ptr.as_ptr()
     }
 
+    /// The same, known not to be null.
+    #[inline]
+    pub const fn start(self) -> NonNull<u8> {
+        self.ptr
+    }
+
     /// Length in bytes.
     #[inline]
     pub const fn len(self) -> u32 {

@@ -3,6 +3,7 @@
 use std::mem::offset_of;
 
 use viaduct_memory::Span;
+use viaduct_memory::iotlb::Miss;
 
 /// One buffer that the driver made available: its spans lie in [`Batch::spans`], device-readable ones first
 /// (virtio 1.2, 2.7.4.2).
@@ -25,6 +26,24 @@ pub struct Chain {
     pub writable: u16,
 }
 
+impl Chain {
+    /// [`first`](Chain::first) of a chain that the IOMMU refuses.
+    const REFUSED: u32 = u32::MAX;
+
+    /// A chain that the IOMMU does not let the device reach. It has no spans; it is consumed and completed, with nothing
+    /// written, like any other.
+    pub(crate) const fn refused(id: u16, slots: u16) -> Chain {
+        let first = Chain::REFUSED;
+        Chain { id, slots, first, readable: 0, writable: 0, readable_len: 0, writable_len: 0 }
+    }
+
+    /// Whether it is one of those.
+    #[inline]
+    pub const fn is_refused(&self) -> bool {
+        self.first == Chain::REFUSED
+    }
+}
+
 /// Chains and their spans; made once and reused.
 #[derive(Debug, Default)]
 pub struct Batch {
@@ -32,12 +51,16 @@ pub struct Batch {
     pub chains: Vec<Chain>,
     /// The spans of all chains.
     pub spans: Vec<Span>,
+    /// Translations that chains from [`blocked`](Batch::blocked) on need and that are not known; empty outside of a peek.
+    pub(crate) misses: Vec<Miss>,
+    /// How many chains and spans come before the first chain that has a miss, if one has.
+    pub(crate) blocked: Option<(usize, usize)>,
 }
 
 impl Batch {
     /// A batch with room for `chains` chains before it has to grow.
     pub fn with_capacity(chains: usize) -> Batch {
-        Batch { chains: Vec::with_capacity(chains), spans: Vec::with_capacity(4 * chains) }
+        Batch { chains: Vec::with_capacity(chains), spans: Vec::with_capacity(4 * chains), ..Batch::default() }
     }
 
     /// Begins to append up to `max` chains of one span each, all device-writable or all device-readable.

@@ -41,6 +41,25 @@ pub enum RingError {
         /// Its length in bytes.
         len: u64,
     },
+    /// The IOMMU's translation of an address is not known yet. No fault of the driver: the queue waits for it.
+    #[error("I/O virtual address {addr:#x} has no translation yet (vhost-user, \"IOMMU support\")")]
+    Untranslated {
+        /// I/O virtual address, of the ring or of a buffer.
+        addr: u64,
+    },
+    /// The IOMMU does not let the device reach a part of the queue.
+    #[error(
+        "the {part} at I/O virtual address {addr:#x}, {len} bytes, is not mapped for the device, or not for reading or writing as \
+         it must be (vhost-user, \"IOMMU support\")"
+    )]
+    Forbidden {
+        /// Which part.
+        part: &'static str,
+        /// Its I/O virtual address.
+        addr: u64,
+        /// Its length in bytes.
+        len: u64,
+    },
     /// The driver made more available than the queue can hold.
     #[error("the driver made {found} entries available where at most {allowed} fit (virtio 1.2, 2.7.6 and 2.8)")]
     AvailableJump {

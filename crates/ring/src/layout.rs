@@ -1,6 +1,7 @@
 //! Where the parts of a virtqueue lie: sizes, alignments, addresses.
 
-use viaduct_memory::GuestMemory;
+use viaduct_memory::iotlb::{Access, Unreachable};
+use viaduct_memory::{GuestMemory, RingPart};
 
 use crate::RingError;
 
@@ -16,7 +17,8 @@ pub enum Layout {
     Packed,
 }
 
-/// What has to be known to start a queue; addresses are front-end-virtual, as in SET_VRING_ADDR.
+/// What has to be known to start a queue; addresses are as in SET_VRING_ADDR, front-end-virtual, or I/O virtual behind an
+/// IOMMU.
 #[derive(Clone, Copy, Debug)]
 pub struct QueueConfig {
     /// Layout, from VIRTIO_F_RING_PACKED.
@@ -119,10 +121,11 @@ unsafe impl Send for Parts {}
 unsafe impl Sync for Parts {}
 
 impl Parts {
-    /// Finds the parts of `config` in `memory` and checks size, alignment and that each lies inside one region.
-    pub fn locate(memory: &GuestMemory, config: &QueueConfig) -> Result<Parts, RingError> {
+    /// Finds the parts of `config` in `memory` and checks size, alignment and that each can be reached. What is returned
+    /// beside them has to live as long as they are used, like the memory.
+    pub fn locate(memory: &GuestMemory, config: &QueueConfig) -> Result<(Parts, [RingPart; 3]), RingError> {
         let layout = RingLayout::new(config.layout, config.size, config.event_idx)?;
-        let find = |part: Part, addr: u64| {
+        let find = |part: Part, addr: u64, accesses: &[Access]| {
             let misaligned = RingError::Alignment { part: part.name, addr, align: part.align };
             if !addr.is_multiple_of(part.align) {
                 return Err(misaligned);
@@ -130,17 +133,30 @@ impl Parts {
             let unmapped = RingError::Unmapped { part: part.name, addr, len: part.size };
             // The largest part, a used ring of 32768 elements, has 262150 bytes.
             let len = u32::try_from(part.size).map_err(|_| unmapped.clone())?;
-            let ptr = memory.translate_user(addr, len).ok_or(unmapped)?.as_ptr();
+            let found = memory.ring_part(addr, len, accesses).map_err(|why| match why {
+                Unreachable::Outside => unmapped,
+                // What was refused may be mapped later.
+                Unreachable::Missing(_) | Unreachable::Refused => RingError::Untranslated { addr },
+                Unreachable::Forbidden => RingError::Forbidden { part: part.name, addr, len: part.size },
+            })?;
             // A region may be mapped from any offset of its file; the accesses need the alignment in this process.
-            if !(ptr as u64).is_multiple_of(part.align) {
+            if !(found.as_ptr() as u64).is_multiple_of(part.align) {
                 return Err(misaligned);
             }
-            Ok(ptr)
+            Ok(found)
         };
-        Ok(Parts {
-            descriptor: find(layout.descriptor, config.descriptor_addr)?,
-            driver: find(layout.driver, config.driver_addr)?,
-            device: find(layout.device, config.device_addr)?,
-        })
+        let descriptor: &[Access] = match config.layout {
+            Layout::Split => &[Access::Read],
+            Layout::Packed => &[Access::Read, Access::Write],
+        };
+        // All three before the first error counts, so that all missing translations are asked for together.
+        let (descriptor, driver, device) = (
+            find(layout.descriptor, config.descriptor_addr, descriptor),
+            find(layout.driver, config.driver_addr, &[Access::Read]),
+            find(layout.device, config.device_addr, &[Access::Write]),
+        );
+        let found = [descriptor?, driver?, device?];
+        let [descriptor, driver, device] = found.each_ref().map(RingPart::as_ptr);
+        Ok((Parts { descriptor, driver, device }, found))
     }
 }

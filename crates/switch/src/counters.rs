@@ -70,6 +70,8 @@ drop_reasons! {
     UnknownFlood = "unknown_flood",
     /// Received while the queue was disabled by the front-end.
     QueueDisabled = "queue_disabled",
+    /// The IOMMU does not let the switch reach the sender's buffer, or the receiver's (virtio 1.2, 6.1, ACCESS_PLATFORM).
+    Iommu = "iommu",
     /// To send: nobody is connected to the port, or its driver has not started the queue.
     LinkDown = "link_down",
     /// To send: the receiver supplied no buffers.

@@ -78,7 +78,9 @@ impl Frame {
         header_len: u32,
         keep_flags: u8,
     ) -> Result<(), DropReason> {
-        let Some(len) = chain.readable_len.checked_sub(header_len) else { return Err(DropReason::Runt) };
+        let Some(len) = chain.readable_len.checked_sub(header_len) else {
+            return Err(if chain.is_refused() { DropReason::Iommu } else { DropReason::Runt });
+        };
         if len < ETHERNET_HEADER {
             return Err(DropReason::Runt);
         }

@@ -17,7 +17,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 use std::time::Duration;
 
-use parking_lot::{RwLock, RwLockReadGuard};
+use parking_lot::{Mutex, RwLock, RwLockReadGuard};
 use viaduct_memory::fault;
 
 use crate::clock;
@@ -52,6 +52,8 @@ const WAKE: u64 = u64::MAX;
 pub(crate) struct PollerLink {
     epoll: OwnedFd,
     wake: OwnedFd,
+    /// Inputs that have something although their drivers did not say so.
+    revived: Mutex<Vec<SourceId>>,
     pub counters: PollerCounters,
 }
 
@@ -64,7 +66,7 @@ impl PollerLink {
                 owned(libc::eventfd(0, libc::EFD_CLOEXEC | libc::EFD_NONBLOCK))?,
             )
         };
-        let link = PollerLink { epoll, wake, counters: PollerCounters::default() };
+        let link = PollerLink { epoll, wake, revived: Mutex::default(), counters: PollerCounters::default() };
         link.watch(&link.wake, WAKE)?;
         Ok(link)
     }
@@ -83,6 +85,12 @@ impl PollerLink {
     pub fn unwatch(&self, fd: BorrowedFd) {
         // SAFETY: two open descriptors; it fails without effect if the second was not watched.
         unsafe { libc::epoll_ctl(self.epoll.as_raw_fd(), libc::EPOLL_CTL_DEL, fd.as_raw_fd(), std::ptr::null_mut()) };
+    }
+
+    /// Lets the poller look at an input again.
+    pub fn revive(&self, source: SourceId) {
+        self.revived.lock().push(source);
+        self.wake();
     }
 
     /// Wakes the poller if it sleeps.
@@ -274,12 +282,12 @@ impl Poller {
     /// Activates the inputs that epoll reports. Returns whether there were any.
     fn wake_sources(&self, fabric: &Fabric, reports: &[libc::epoll_event], active: &mut Vec<Active>, now: u64) -> bool {
         let mut woken = false;
-        for report in reports {
-            let token = report.u64;
-            if token == WAKE {
-                continue;
-            }
-            let source = SourceId::from_token(token);
+        let revived = match reports.iter().any(|report| { report.u64 } == WAKE) {
+            true => std::mem::take(&mut *self.link.revived.lock()),
+            false => Vec::new(),
+        };
+        let reported = reports.iter().map(|report| report.u64).filter(|&token| token != WAKE);
+        for source in reported.map(SourceId::from_token).chain(revived) {
             // A report may be older than the queue's end, and a polled queue may be reported.
             let mine = !fabric.held && fabric.sources[self.index].contains(&source);
             if mine && active.iter().all(|each| each.source != source) {

@@ -6,6 +6,7 @@ mod hold;
 mod queues;
 mod rules;
 mod stats;
+mod translation;
 
 use std::os::fd::OwnedFd;
 use std::sync::Arc;

@@ -6,6 +6,7 @@ use std::os::fd::OwnedFd;
 use viaduct_memory::{Call, GuestMemory, Span, access};
 use viaduct_ring::{Batch, Chain, DeviceQueue, RingError};
 
+use crate::counters::DropReason;
 use crate::forward::BATCH;
 use crate::frame::{Frame, HEAD, Outgoing};
 use crate::net_header::NetHeader;
@@ -98,6 +99,9 @@ impl VhostInput {
         let count = self.ring.queue.peek(batch, max).map_err(|error| error.to_string())?;
         for chain in &batch.chains {
             if chain.writable != 0 || chain.readable == 0 {
+                if chain.is_refused() {
+                    continue;
+                }
                 return Err(wrong_direction(chain, "transmit", "device-writable"));
             }
             let start = batch.spans[chain.first as usize].as_ptr();
@@ -117,6 +121,10 @@ impl VhostInput {
 
     /// Asks for notifications. Returns whether there are frames already, or nothing to be notified by.
     pub fn arm(&mut self) -> bool {
+        if self.ring.queue.is_waiting() {
+            // Whoever brings the translation wakes the poller.
+            return false;
+        }
         if self.kick.is_none() {
             return true;
         }
@@ -240,6 +248,24 @@ impl VhostOutput {
         if self.ready.chains.len() - self.next >= wanted || self.broken.is_some() {
             return;
         }
+        self.look_again(wanted);
+    }
+
+    /// The front-end has answered for translations.
+    pub fn translations_changed(&mut self) {
+        self.ring.queue.translations_changed();
+        self.look_ahead();
+    }
+
+    /// Behind an IOMMU: looks at buffers early, so that what they lack is asked for before a frame needs them.
+    #[cold]
+    fn look_ahead(&mut self) {
+        if self.broken.is_none() && self.ready.chains.len() - self.next < LOOK_AHEAD {
+            self.look_again(LOOK_AHEAD);
+        }
+    }
+
+    fn look_again(&mut self, wanted: usize) {
         self.give_back();
         let looked = self.ring.queue.peek(&mut self.ready, wanted.max(LOOK_AHEAD));
         let error = match looked {
@@ -247,7 +273,7 @@ impl VhostOutput {
                 .ready
                 .chains
                 .iter()
-                .find(|chain| chain.readable != 0 || chain.writable_len < self.ring.header_len)
+                .find(|chain| (chain.readable != 0 || chain.writable_len < self.ring.header_len) && !chain.is_refused())
                 .map(|chain| wrong_direction(chain, "receive", "no or too small device-writable")),
             Err(error) => Some(error.to_string()),
         };
@@ -274,7 +300,11 @@ impl VhostOutput {
                 // All were read anew, and a driver may have made them smaller than they were when they were counted.
                 (buffers, room) = (0, 0);
             }
-            room += self.ready.chains[self.next + buffers].writable_len as usize;
+            let chain = &self.ready.chains[self.next + buffers];
+            if chain.is_refused() {
+                return self.refuse(buffers + 1);
+            }
+            room += chain.writable_len as usize;
             buffers += 1;
             if !self.mergeable && room < need {
                 return Put::TooBig;
@@ -316,13 +346,25 @@ impl VhostOutput {
     }
 }
 
+impl VhostOutput {
+    /// Gives `buffers` back empty, the last of which the IOMMU does not let us reach, and with them the frame up.
+    #[cold]
+    fn refuse(&mut self, buffers: usize) -> Put {
+        for chain in &self.ready.chains[self.next..self.next + buffers] {
+            self.ring.queue.complete(chain, 0);
+        }
+        self.next += buffers;
+        Put::Failed(DropReason::Iommu)
+    }
+}
+
 impl Sink for VhostOutput {
     #[inline(always)]
     fn reserve(&mut self, frames: usize) {
         self.look(frames);
         let end = self.ready.chains.len().min(self.next + frames);
         for chain in self.ready.chains.get(self.fetched..end).unwrap_or_default() {
-            let start = self.ready.spans[chain.first as usize].as_ptr();
+            let Some(start) = self.ready.spans.get(chain.first as usize).map(|span| span.as_ptr()) else { continue };
             access::prefetch_write(start);
             access::prefetch_write(start.wrapping_add(64));
         }
@@ -376,7 +418,11 @@ impl Sink for VhostOutput {
     #[inline(always)]
     fn flush(&mut self) -> bool {
         self.take_used();
-        self.ring.publish()
+        let notified = self.ring.publish();
+        if self.memory().iotlb().is_some() {
+            self.look_ahead();
+        }
+        notified
     }
 }
 

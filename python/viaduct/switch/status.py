@@ -25,11 +25,25 @@ class Peer(msgspec.Struct, frozen=True):
     uid: int
 
 
+class Iommu(msgspec.Struct, frozen=True):
+    """What an IOMMU in front of a port's guest has told the switch, since it was negotiated.
+
+    `ranges`: translations known now, adjacent pages together. `refused`: misses for which there was no translation.
+    """
+
+    ranges: int
+    updates: int
+    invalidations: int
+    misses: int
+    refused: int
+
+
 class PortStatus(msgspec.Struct, frozen=True, kw_only=True):
     """One port as it is now.
 
     `config`: its short form, `vhost-user:/run/vm1.sock,queues=2`. `queues`: queue pairs in use. `features`: names of
-    the features that both sides agreed on. `ring`: layout of its virtqueues. `detail`: why the link is not up.
+    the features that both sides agreed on. `ring`: layout of its virtqueues. `iommu`: if the guest's addresses are
+    translated. `detail`: why the link is not up.
     """
 
     name: str
@@ -41,6 +55,7 @@ class PortStatus(msgspec.Struct, frozen=True, kw_only=True):
     ring: str | None = None
     features: tuple[str, ...] = ()
     mtu: int | None = None
+    iommu: Iommu | None = None
     detail: str | None = None
 
 

@@ -16,14 +16,13 @@ import socket
 import threading
 from types import TracebackType
 
-from viaduct.vhost_user import protocol
 from viaduct.vhost_user.device import Device, Peer
 from viaduct.vhost_user.errors import SocketPathError, VhostUserError
-from viaduct.vhost_user.protocol import BACK_END_BY_NAME, ProtocolFeature
+from viaduct.vhost_user.protocol import ProtocolFeature
 from viaduct.vhost_user.session import Session
 from viaduct.vhost_user.socket_access import ANYBODY, SocketAccess
 from viaduct.vhost_user.socket_path import FIRST_RETRY, LAST_RETRY, Listener, check_path, connect, peer_of
-from viaduct.vhost_user.wire import HEADER, Channel
+from viaduct.vhost_user.wire import Channel
 
 log = logging.getLogger("viaduct.vhost_user")
 
@@ -245,14 +244,15 @@ class Backend:
         """
         state = self._session.state if self._session is not None else None
         needed = ProtocolFeature.CONFIG | ProtocolFeature.BACKEND_REQ
-        if state is None or state.request_socket is None or state.protocol_features & needed != needed:
+        if state is None or state.back_channel is None or state.protocol_features & needed != needed:
             return False
-        request = BACK_END_BY_NAME["BACKEND_CONFIG_CHANGE_MSG"]
-        message = HEADER.pack(request.number, protocol.VERSION, 0)
-        try:
-            return state.request_socket.send(message, socket.MSG_NOSIGNAL) == len(message)
-        except OSError:
-            return False
+        return state.back_channel.post("BACKEND_CONFIG_CHANGE_MSG")
+
+    @property
+    def iommu_counts(self) -> tuple[int, int, int, int, int] | None:
+        """What passed between the front-end's IOMMU and the device (see `Iommu.counts`); None without one."""
+        iommu = self._session.state.iommu if self._session is not None else None
+        return iommu.counts if iommu is not None else None
 
 
 async def serve(device: Device, path: str, client: bool = False, name: str = "") -> None:

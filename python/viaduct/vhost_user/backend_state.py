@@ -9,15 +9,17 @@ from __future__ import annotations
 
 import logging
 import os
-import socket
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from viaduct._core import TranslationMissing
 from viaduct.vhost_user import payloads as p
-from viaduct.vhost_user.device import Device, Inflight
+from viaduct.vhost_user.back_channel import BackChannel
+from viaduct.vhost_user.device import Device, Inflight, Vring
 from viaduct.vhost_user.dirty_log import DirtyLog, in_force
 from viaduct.vhost_user.errors import RequestError
 from viaduct.vhost_user.event_fd import check_event_fd, signal
+from viaduct.vhost_user.iommu import Iommu
 from viaduct.vhost_user.memory_table import MemoryTable
 from viaduct.vhost_user.protocol import IMPLEMENTED, MAX_MEM_SLOTS, Legal, ProtocolFeature, Request
 from viaduct.vhost_user.ring import Ring, check_size
@@ -55,13 +57,19 @@ class BackendState:
         self.log_event: int | None = None
         """Told when pages have been logged."""
         self.rings = [Ring(index) for index in range(device.queue_count)]
-        self.request_socket: socket.socket | None = None
+        self.back_channel: BackChannel | None = None
         """The channel for requests of ours (vhost-user, "Back-end communication")."""
+        self.iommu: Iommu | None = None
+        """What translates addresses for the device, if ACCESS_PLATFORM was acknowledged."""
 
     @property
     def offered_features(self) -> int:
         """The answer to GET_FEATURES: the device's, without those whose messages are not carried out."""
-        missing = DeviceFeature.ACCESS_PLATFORM
+        missing = DeviceFeature(0)
+        # Misses have to be asked for, and QEMU does not do without REPLY_ACK either.
+        needed = ProtocolFeature.BACKEND_REQ | ProtocolFeature.REPLY_ACK
+        if needed & self.offered_protocol_features != needed:
+            missing |= DeviceFeature.ACCESS_PLATFORM
         if not self.offered_protocol_features & ProtocolFeature.LOG_SHMFD:
             missing |= DeviceFeature.LOG_ALL
         return int(self.device.features) & ~int(missing) | int(DeviceFeature.PROTOCOL_FEATURES)
@@ -161,6 +169,7 @@ class BackendState:
             if relog is not None:
                 self.device.set_memory(relog)
             self.features = payload.value
+            self._use_iommu(bool(payload.value & DeviceFeature.ACCESS_PLATFORM))
         if not payload.value & DeviceFeature.PROTOCOL_FEATURES:
             for ring in self.rings:
                 self._enable(ring, True)
@@ -223,6 +232,68 @@ class BackendState:
         self.table = table
         self._start_ready()
 
+    def _as_reached(self, table: MemoryTable) -> GuestMemory:
+        """A table's memory as the device reaches it."""
+        return table.memory if self.iommu is None else table.memory.behind(self.iommu.table)
+
+    # Behind an IOMMU.
+
+    def _use_iommu(self, wanted: bool) -> None:
+        """Puts the device behind an IOMMU, or no longer. All rings are stopped, or nothing changes."""
+        if wanted == (self.iommu is not None):
+            self._forget_translations()
+            return
+        if self.iommu is not None:
+            self.iommu.close()
+        self.iommu = None
+        if wanted:
+            self.make_iommu()
+        if self.table.regions:
+            self.device.set_memory(self._logged(self.table, in_force(self.log, self.features)))
+
+    def make_iommu(self, translations: Iterable[tuple[int, int, int, int]] = ()) -> None:
+        """Puts the device behind an IOMMU that has said this so far; its memory is not told."""
+        self.iommu = Iommu(
+            self.device,
+            lambda: self.back_channel,
+            lambda: ProtocolFeature.REPLY_ACK in self.protocol_features,
+            self._translations_changed,
+        )
+        for translation in translations:
+            self.iommu.table.update(*translation)
+
+    def pause(self) -> None:
+        """Leaves the back-end channel alone until `go_on`."""
+        for each in (self.back_channel, self.iommu):
+            if each is not None:
+                each.pause()
+
+    def go_on(self) -> None:
+        """Ends what `pause` began."""
+        for each in (self.back_channel, self.iommu):
+            if each is not None:
+                each.go_on()
+
+    def iotlb_msg(self, payload: p.Iotlb, fds: Descriptors) -> Answer:
+        assert self.iommu is not None  # ACCESS_PLATFORM was negotiated
+        self.iommu.message(payload, self.table)
+        return Answer((0,))
+
+    def _translations_changed(self) -> None:
+        self.device.translations_changed()
+        for ring in self.rings:
+            if ring.awaits_translation:
+                try:
+                    self._start_if_ready(ring)
+                except (RequestError, ValueError) as error:
+                    log.error("ring %d cannot start: %s", ring.index, error)
+                    self.fail(ring.index, str(error))
+
+    def _forget_translations(self) -> None:
+        """No ring is left: from here on the front-end does not say any more what it takes away."""
+        if self.iommu is not None and not any(ring.kicked for ring in self.rings):
+            self.iommu.forget()
+
     # Rings.
 
     def set_vring_num(self, payload: p.VringState, fds: Descriptors) -> None:
@@ -263,6 +334,7 @@ class BackendState:
         ring = self.ring(payload.vring)
         self._stop(ring)
         ring.drop_kick()
+        self._forget_translations()
         return Answer((ring.index, ring.base or 0))
 
     def set_vring_kick(self, payload: p.VringFd, fds: Descriptors) -> None:
@@ -324,14 +396,14 @@ class BackendState:
         notified once of each: what the other process did last may not have been announced. Raises what the device
         raises."""
         for ring in self.rings:
-            if not ring.started:
+            if ring.started:
+                ring.started = False
+                ring.base = positions.get(ring.index, ring.base)
+            elif not ring.kicked or self.iommu is None:
                 continue
-            ring.base = positions.get(ring.index, ring.base)
             vring = ring.vring(self.features or 0)
             if vring is not None:
-                self.device.start_queue(vring)
-                if ring.enabled:
-                    self.device.enable_queue(ring.index, True)
+                self._start(ring, vring)
                 signal(ring.call_fd)
 
     def _start_if_ready(self, ring: Ring) -> None:
@@ -342,7 +414,16 @@ class BackendState:
         if vring is None:
             return
         self._check_place(ring, self.features)
-        self.device.start_queue(vring)
+        self._start(ring, vring)
+
+    def _start(self, ring: Ring, vring: Vring) -> None:
+        """Starts a ring, or lets it wait for the IOMMU."""
+        ring.awaits_translation = False
+        try:
+            self.device.start_queue(vring)
+        except TranslationMissing:
+            ring.awaits_translation = True
+            return
         ring.started, ring.failure = True, None
         if ring.enabled:
             self.device.enable_queue(ring.index, True)
@@ -398,6 +479,7 @@ class BackendState:
         for ring in self.rings:
             self._stop(ring)
             ring.forget()
+        self._forget_translations()
         if (relog := self._relog(None, None)) is not None:
             self.device.set_memory(relog)
         self._drop_log()
@@ -470,9 +552,9 @@ class BackendState:
 
     def _logged(self, table: MemoryTable, log: DirtyLog | None) -> GuestMemory:
         if log is None:
-            return table.memory
+            return self._as_reached(table)
         log.check(table, (), self.features or 0)
-        return table.memory.with_log(log.mapped)
+        return self._as_reached(table).with_log(log.mapped)
 
     def _drop_log(self) -> None:
         if self.log is not None:
@@ -480,21 +562,10 @@ class BackendState:
             self.log = None
 
     def set_backend_req_fd(self, payload: p.Empty, fds: Descriptors) -> None:
-        fd = os.dup(fds.peek()[0])
-        try:
-            channel = socket.socket(fileno=fd)
-        except OSError as error:
-            os.close(fd)
-            raise RequestError(
-                f"a descriptor that is no socket ({error.strerror})", "a connected stream socket", _CHANNEL
-            ) from error
-        if channel.family != socket.AF_UNIX or channel.type != socket.SOCK_STREAM:
-            found = f"a socket of family {channel.family!r} and type {channel.type!r}"
-            channel.close()
-            raise RequestError(found, "a connected AF_UNIX stream socket", _CHANNEL)
-        channel.setblocking(False)
-        self.close_request_socket()
-        self.request_socket = channel
+        channel = BackChannel(fds.peek()[0])
+        if self.back_channel is not None:
+            self.back_channel.close()
+        self.back_channel = channel
 
     # Ends.
 
@@ -504,12 +575,6 @@ class BackendState:
         ring.failure = error
         signal(ring.err_fd)
 
-    def close_request_socket(self) -> None:
-        """Closes the back-end channel."""
-        if self.request_socket is not None:
-            self.request_socket.close()
-            self.request_socket = None
-
     def close(self) -> None:
         """Stops every ring and closes every descriptor; errors of the device are logged and do not stop this."""
         for ring in self.rings:
@@ -518,7 +583,12 @@ class BackendState:
             except Exception:
                 log.exception("the device failed to stop queue %d", ring.index)
             ring.close()
-        self.close_request_socket()
+        if self.iommu is not None:
+            self.iommu.close()
+            self.iommu = None
+        if self.back_channel is not None:
+            self.back_channel.close()
+            self.back_channel = None
         self._drop_log()
         if self.log_event is not None:
             os.close(self.log_event)
@@ -528,4 +598,3 @@ class BackendState:
 
 _MEMORY = 'vhost-user, "Memory access"'
 _LOG = 'vhost-user, "Log description" and "Migration"'
-_CHANNEL = 'vhost-user, "Back-end communication"'

@@ -41,7 +41,8 @@ class Peer(msgspec.Struct, frozen=True):
 
 
 class Vring(msgspec.Struct, frozen=True):
-    """Everything needed to start a virtqueue. Addresses are front-end-virtual, as SET_VRING_ADDR gives them.
+    """Everything needed to start a virtqueue. Addresses are front-end-virtual, as SET_VRING_ADDR gives them; I/O
+    virtual with ACCESS_PLATFORM.
 
     The file descriptors belong to the back-end and live until the queue stops; a device that hands one to another
     thread duplicates it.
@@ -139,8 +140,18 @@ class Device:
         """A new immutable memory table; queues may be running and lie in it. During a migration it has a log of written
         pages."""
 
+    def translations_changed(self) -> None:
+        """The IOMMU has answered: queues that wait for a translation look again. Only with ACCESS_PLATFORM."""
+
+    def translations_removed(self, first: int, last: int) -> None:
+        """I/O virtual addresses from `first` to `last` stand for something else now, or for nothing: when this returns,
+        nobody uses what they stood for. Only with ACCESS_PLATFORM."""
+
     def start_queue(self, vring: Vring) -> None:
-        """The queue starts, disabled: `enable_queue` follows at once if it is enabled (vhost-user, "Ring states")."""
+        """The queue starts, disabled: `enable_queue` follows at once if it is enabled (vhost-user, "Ring states").
+
+        With ACCESS_PLATFORM it may raise `viaduct._core.TranslationMissing`; then it is tried again when translations
+        have come."""
 
     async def drain_queue(self, index: int) -> None:
         """The front-end is about to stop this started queue: take no more requests and finish those in flight. Awaited

@@ -65,6 +65,8 @@ class DirtyLog:
         """Raises `RequestError` unless the used part of a ring, if it is logged, has its bits."""
         if ring.size is None or ring.addr is None or ring.log_addr is None:
             return
+        if features & DeviceFeature.ACCESS_PLATFORM:
+            return  # An I/O virtual address like that of the ring: it is logged where it leads to.
         used = ring_parts(ring.addr, ring.size, features)[2]
         if ring.log_addr + used.size > 1 << 64 or not self.mapped.covers(ring.log_addr, used.size):
             raise RequestError(

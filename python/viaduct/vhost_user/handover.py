@@ -13,6 +13,7 @@ from typing import Any
 
 import msgspec
 
+from viaduct.vhost_user.back_channel import BackChannel
 from viaduct.vhost_user.backend_state import BackendState
 from viaduct.vhost_user.device import Device, Peer
 from viaduct.vhost_user.dirty_log import DirtyLog
@@ -100,7 +101,12 @@ class LogData(msgspec.Struct, frozen=True):
 
 
 class SessionData(msgspec.Struct, frozen=True, kw_only=True):
-    """A connection. `data` and `fds` belong to a message that has arrived in part. `device` is the device's own."""
+    """A connection. `data` and `fds` belong to a message that has arrived in part. `device` is the device's own.
+
+    `unsent`, `received` and `expected` belong to the back-end channel, whose socket is `request_socket`: bytes of
+    messages in part, and the requests that have still to be answered. `translations`: what the IOMMU has said, as
+    address, size, user address and permissions.
+    """
 
     sock: int
     pid: int
@@ -116,12 +122,16 @@ class SessionData(msgspec.Struct, frozen=True, kw_only=True):
     device: dict[str, Any]
     log: LogData | None = None
     log_event: int | None = None
+    unsent: bytes = b""
+    received: bytes = b""
+    expected: list[int] = []
+    translations: list[tuple[int, int, int, int]] = []
 
 
 def save(session: Session, fds: Fds) -> SessionData:
     """Describes a frozen connection; its descriptors are put into `fds`."""
     state, channel = session.state, session.channel
-    request_socket = state.request_socket.fileno() if state.request_socket is not None else None
+    back_channel = state.back_channel
     return SessionData(
         sock=fds.add(channel.sock.fileno()),
         pid=session.peer.pid,
@@ -136,10 +146,14 @@ def save(session: Session, fds: Fds) -> SessionData:
             for region in state.table.regions
         ],
         rings=[_save_ring(ring, fds) for ring in state.rings],
-        request_socket=fds.put(request_socket),
+        request_socket=fds.put(back_channel.fileno()) if back_channel is not None else None,
         device=state.device.save(fds),
         log=None if state.log is None else LogData(fds.add(state.log.fd), state.log.size, state.log.offset),
         log_event=fds.put(state.log_event),
+        unsent=back_channel.unsent if back_channel is not None else b"",
+        received=back_channel.received if back_channel is not None else b"",
+        expected=back_channel.expected if back_channel is not None else [],
+        translations=state.iommu.table.translations if state.iommu is not None else [],
     )
 
 
@@ -189,8 +203,12 @@ def _restore_state(state: BackendState, data: SessionData, fds: Fds) -> None:
         ring.call_fd, ring.err_fd = fds.take(saved.call_fd), fds.take(saved.err_fd)
         ring.started, ring.enabled, ring.failure = saved.started, saved.enabled, saved.failure
     if data.request_socket is not None:
-        state.request_socket = socket.socket(fileno=fds.need(data.request_socket))
-        state.request_socket.setblocking(False)
+        fd = fds.need(data.request_socket)
+        try:
+            state.back_channel = BackChannel(fd)
+        finally:
+            os.close(fd)
+        state.back_channel.adopt(data.unsent, data.received, data.expected)
     table = MemoryTable()
     for saved_region in data.regions:
         region = Region(*msgspec.structs.astuple(saved_region)[:4])
@@ -209,6 +227,9 @@ def _restore_state(state: BackendState, data: SessionData, fds: Fds) -> None:
             state.log = DirtyLog(fd, data.log.size, data.log.offset, state.log_event)
         finally:
             os.close(fd)
+    if (data.features or 0) & DeviceFeature.ACCESS_PLATFORM:
+        state.make_iommu(data.translations)
+    state.pause()
     state.device.restore(data.device, fds)
     if data.features is not None:
         state.device.set_features(data.features & ~DeviceFeature.PROTOCOL_FEATURES)

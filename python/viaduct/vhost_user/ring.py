@@ -81,6 +81,8 @@ class Ring:
         self.err_fd: int | None = None
         self.started = False
         self.enabled = False
+        self.awaits_translation = False
+        """It starts when the IOMMU's translations of its addresses have come."""
         self.failure: str | None = None
         """Why the device gave the running ring up."""
 
@@ -104,6 +106,8 @@ class Ring:
                 raise RequestError(
                     f"ring {self.index}: {part.name} at {part.addr:#x}", f"multiples of {part.alignment}", part.section
                 )
+            if features & DeviceFeature.ACCESS_PLATFORM:
+                continue  # An I/O virtual address: whether it leads anywhere is for the IOMMU to say.
             if memory.regions and not memory.holds_user_range(part.addr, part.size):
                 regions = "; ".join(f"[{region}]" for region in memory.regions[:8])
                 raise RequestError(
@@ -142,7 +146,7 @@ class Ring:
     def drop_kick(self) -> None:
         """The ring has stopped: it starts again with the next SET_VRING_KICK."""
         _close(self.kick_fd)
-        self.kick_fd, self.kicked = None, False
+        self.kick_fd, self.kicked, self.awaits_translation = None, False, False
 
     def replace_call(self, fd: int | None) -> int | None:
         """Puts `fd` in place and returns the old descriptor, which the caller closes."""

@@ -88,10 +88,12 @@ class Session:
         if self._receiving is not None:
             self._receiving.cancel()
         await self._idle.wait()
+        self.state.pause()
 
     def thaw(self) -> None:
         """Ends what `freeze` began."""
         self._thawed.set()
+        self.state.go_on()
 
     async def _receive(self) -> Message | None:
         while True:

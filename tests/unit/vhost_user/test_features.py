@@ -5,17 +5,21 @@ from vhost_user.wire_client import ACK, FEATURES, NACK, Guest, state, u64
 
 PROTOCOL_FEATURES = 1 << 30
 LOG_ALL = 1 << 26
+ACCESS_PLATFORM = 1 << 33
+REPLY_ACK, BACKEND_REQ = 1 << 3, 1 << 5
 
 
 async def test_offers_the_devices_features_and_protocol_features(wire: Guest, device: RecordingDevice) -> None:
     assert (await wire.ask(1)).u64 == device.features | PROTOCOL_FEATURES
 
 
-async def test_does_not_offer_what_needs_messages_that_are_not_carried_out(
-    wire: Guest, device: RecordingDevice
-) -> None:
-    device.features |= 1 << 33  # ACCESS_PLATFORM: needs IOTLB messages
-    assert not (await wire.ask(1)).u64 & 1 << 33
+async def test_access_platform_needs_a_channel_for_misses_and_answers(wire: Guest, device: RecordingDevice) -> None:
+    device.features |= ACCESS_PLATFORM
+    assert (await wire.ask(1)).u64 & ACCESS_PLATFORM
+    offered = device.protocol_features
+    for needed in (BACKEND_REQ, REPLY_ACK):
+        device.protocol_features = offered & ~needed
+        assert not (await wire.ask(1)).u64 & ACCESS_PLATFORM
 
 
 async def test_log_all_needs_the_protocol_feature(wire: Guest, device: RecordingDevice) -> None:

@@ -18,10 +18,12 @@ mod log;
 mod packed;
 mod split;
 mod standing;
+mod translation;
 
 use std::sync::Arc;
 
-use viaduct_memory::{GuestMemory, Mapping, RegionCache};
+use viaduct_memory::iotlb::Miss;
+use viaduct_memory::{GuestMemory, Mapping, RegionCache, RingPart};
 
 use crate::inflight::Region;
 use crate::layout::{Layout, Parts, QueueConfig};
@@ -55,31 +57,49 @@ macro_rules! either {
 pub struct DeviceQueue {
     ring: Ring,
     cache: RegionCache,
+    /// Also what it waits for, behind an IOMMU: [`RingError::Untranslated`].
     broken: Option<RingError>,
+    waiting: Waiting,
     // The ring's parts point into it: it lives as long as they do.
     memory: GuestMemory,
+    held: [RingPart; 3],
     config: QueueConfig,
     /// Where writes to the device part are logged.
     log_addr: Option<u64>,
 }
 
+/// Which translation a queue waits for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Waiting {
+    No,
+    /// The first that the next chain needs.
+    Chain(Miss),
+    /// For none any more: the front-end has refused it.
+    Refused(Miss),
+    /// Those of the ring, which must not be touched.
+    Ring,
+}
+
 impl DeviceQueue {
-    /// Starts a queue. Checks size, alignment and that all three parts lie in `memory`.
+    /// Starts a queue. Checks size, alignment and that all three parts lie in `memory`. Behind an IOMMU their translations
+    /// have to be there; those that are not are asked for.
     ///
     /// A split queue takes the index of the used ring from the ring itself. A packed one goes by the base unless the ring
     /// shows that it cannot be right: a front-end that lost its back-end may not know the position any more.
     ///
     /// # Errors
-    /// [`RingError::Size`], [`RingError::Alignment`], [`RingError::Unmapped`], [`RingError::Base`].
+    /// [`RingError::Size`], [`RingError::Alignment`], [`RingError::Unmapped`], [`RingError::Base`],
+    /// [`RingError::Forbidden`], and [`RingError::Untranslated`], which passes.
     pub fn new(memory: GuestMemory, config: &QueueConfig) -> Result<DeviceQueue, RingError> {
-        let parts = Parts::locate(&memory, config)?;
+        let (parts, held) = Parts::locate(&memory, config)?;
         let ring = match config.layout {
             Layout::Split => Ring::Split(Split::new(parts, config)),
             Layout::Packed => Ring::Packed(Packed::new(parts, config)?),
         };
-        let cache = RegionCache::default();
-        let mut queue = DeviceQueue { ring, cache, broken: None, memory, config: *config, log_addr: None };
-        queue.find_log(&parts);
+        let (cache, waiting) = (RegionCache::default(), Waiting::No);
+        let mut queue =
+            DeviceQueue { ring, cache, broken: None, waiting, memory, held, config: *config, log_addr: None };
+        queue.find_log();
         Ok(queue)
     }
 
@@ -102,11 +122,18 @@ impl DeviceQueue {
     /// If the ring does not lie in the new memory, the queue is broken and says why; it keeps the old memory.
     pub fn set_memory(&mut self, memory: GuestMemory) -> Result<(), RingError> {
         match Parts::locate(&memory, &self.config) {
-            Ok(parts) => {
-                either!(self, ring => ring.relocate(parts));
+            Ok((parts, held)) => {
                 self.cache = RegionCache::default();
                 self.memory = memory;
-                self.find_log(&parts);
+                self.relocate(parts, held);
+                if self.waiting == Waiting::Ring {
+                    (self.waiting, self.broken) = (Waiting::No, None);
+                }
+                Ok(())
+            }
+            Err(RingError::Untranslated { addr }) if self.broken().is_none() => {
+                self.memory = memory;
+                self.wait(Waiting::Ring, addr);
                 Ok(())
             }
             Err(error) => {
@@ -116,17 +143,21 @@ impl DeviceQueue {
         }
     }
 
+    fn relocate(&mut self, parts: Parts, held: [RingPart; 3]) {
+        either!(self, ring => ring.relocate(parts));
+        self.held = held;
+        self.find_log();
+    }
+
     /// Says where writes to the device part are logged while the memory has a log: as if its first byte lay at this
     /// address (vhost-user, VHOST_VRING_F_LOG in "A vring address description"). `None`: they are not.
     pub fn set_log_addr(&mut self, addr: Option<u64>) {
         self.log_addr = addr;
-        if let Ok(parts) = Parts::locate(&self.memory, &self.config) {
-            self.find_log(&parts);
-        }
+        self.find_log();
     }
 
-    fn find_log(&mut self, parts: &Parts) {
-        let log = RingLog::attach(&self.memory, parts, &self.config, self.log_addr);
+    fn find_log(&mut self) {
+        let log = RingLog::attach(&self.memory, &self.held, &self.config, self.log_addr);
         either!(self, ring => ring.log = log);
     }
 
@@ -161,11 +192,12 @@ impl DeviceQueue {
 
     /// Why the queue is broken, if it is.
     pub fn broken(&self) -> Option<&RingError> {
-        self.broken.as_ref()
+        self.broken.as_ref().filter(|_| self.waiting == Waiting::No)
     }
 
     /// Appends up to `max` available chains to `batch`, from the first one not yet consumed, and takes none of them.
-    /// Returns how many. Descriptors are read once and checked; spans are translated.
+    /// Returns how many. Descriptors are read once and checked; spans are translated. A queue that
+    /// [waits](DeviceQueue::is_waiting) gives none.
     ///
     /// # Errors
     /// Any of [`RingError`] that is about chains. An error breaks the queue for good. Chains before the bad one are
@@ -173,10 +205,17 @@ impl DeviceQueue {
     #[inline]
     pub fn peek(&mut self, batch: &mut Batch, max: usize) -> Result<usize, RingError> {
         if let Some(error) = &self.broken {
-            return Err(error.clone());
+            return match self.waiting {
+                Waiting::No => Err(error.clone()),
+                Waiting::Refused(miss) => self.peek_refused(miss, batch, max),
+                _ => Ok(0),
+            };
         }
         let before = batch.chains.len();
         let result = either!(self, ring => ring.peek(&self.memory, &mut self.cache, batch, max));
+        if batch.blocked.is_some() {
+            return Ok(self.wait_for(batch, before));
+        }
         let found = batch.chains.len() - before;
         match result {
             Ok(()) => Ok(found),
@@ -187,11 +226,11 @@ impl DeviceQueue {
     #[cold]
     fn break_with(&mut self, error: RingError, batch: &mut Batch, found: usize) -> Result<usize, RingError> {
         // The bad chain may have left spans behind.
-        let spans = batch
-            .chains
-            .last()
-            .map_or(0, |chain| chain.first as usize + usize::from(chain.readable) + usize::from(chain.writable));
+        let good = batch.chains.iter().rev().find(|chain| !chain.is_refused());
+        let spans =
+            good.map_or(0, |chain| chain.first as usize + usize::from(chain.readable) + usize::from(chain.writable));
         batch.spans.truncate(spans);
+        batch.misses.clear();
         self.broken = Some(error.clone());
         if found > 0 { Ok(found) } else { Err(error) }
     }
@@ -236,13 +275,15 @@ impl DeviceQueue {
     /// again before sleeping (virtio 1.2, 2.7.13.4.1 and 2.8.21.3.1).
     #[inline]
     pub fn enable_notifications(&mut self) -> bool {
-        either!(self, ring => ring.enable_notifications())
+        !self.is_waiting() && either!(self, ring => ring.enable_notifications())
     }
 
     /// Asks the driver not to notify: we poll.
     #[inline]
     pub fn disable_notifications(&mut self) {
-        either!(self, ring => ring.disable_notifications());
+        if !self.is_waiting() {
+            either!(self, ring => ring.disable_notifications());
+        }
     }
 
     /// Where the queue stands, as in GET_VRING_BASE (encoding as in [`QueueConfig::base`]).

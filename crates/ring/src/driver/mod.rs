@@ -62,7 +62,7 @@ impl DriverQueue {
     /// # Errors
     /// [`RingError::Size`], [`RingError::Alignment`], [`RingError::Unmapped`], [`RingError::Base`].
     pub fn new(memory: GuestMemory, config: &QueueConfig) -> Result<DriverQueue, RingError> {
-        let parts = Parts::locate(&memory, config)?;
+        let (parts, _) = Parts::locate(&memory, config)?;
         let ring = match config.layout {
             Layout::Split => Ring::Split(Split::new(parts, config)),
             Layout::Packed => Ring::Packed(Packed::new(parts, config)?),

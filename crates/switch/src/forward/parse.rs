@@ -22,7 +22,7 @@ impl Forwarder {
     ) -> u64 {
         let header_len = state.input.header_len();
         let trusted_flags = state.input.trusted_flags();
-        let Forwarder { batch: Batch { chains, spans }, frames, keys, .. } = self;
+        let Forwarder { batch: Batch { chains, spans, .. }, frames, keys, .. } = self;
         let all = u64::MAX.checked_shr((BATCH - chains.len()) as u32).unwrap_or(0);
         let parsed = port.vlan.untagged().map(|vlan| parse_plain(frames, chains, spans, header_len, vlan));
         let Plain { plain, mut bytes, longest } = parsed.unwrap_or_default();

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Protocol
 from viaduct.switch.config import PortConfig
 from viaduct.switch.handover_format import PortData, PortPosition
 from viaduct.switch.port_text import format_port
-from viaduct.switch.status import Link, Peer, PortStatus
+from viaduct.switch.status import Iommu, Link, Peer, PortStatus
 
 if TYPE_CHECKING:
     from viaduct._core import Switch as DataPath
@@ -146,6 +146,7 @@ class Port:
             ring=self._ring(),
             features=self._features(),
             mtu=self.mtu,
+            iommu=self._iommu(),
             detail=self.broken or (None if up else self._why_down()),
         )
 
@@ -172,6 +173,9 @@ class Port:
 
     def _features(self) -> tuple[str, ...]:
         return ()
+
+    def _iommu(self) -> Iommu | None:
+        return None
 
     def _why_down(self) -> str:
         return "not started"

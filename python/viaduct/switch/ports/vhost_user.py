@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from viaduct.switch.config import ConfigError, VhostUserPort
 from viaduct.switch.handover_format import PortData, PortPosition
+from viaduct.switch.status import Iommu
 from viaduct.switch.status import Peer as PeerStatus
 from viaduct.vhost_user.backend import Backend
 from viaduct.vhost_user.device import Device, Peer, Vring
@@ -34,6 +35,7 @@ OFFERED = (
     | DeviceFeature.RING_PACKED
     | DeviceFeature.IN_ORDER
     | DeviceFeature.LOG_ALL
+    | DeviceFeature.ACCESS_PLATFORM
     | NetFeature.MRG_RXBUF
     | NetFeature.MQ
     | NetFeature.STATUS
@@ -161,6 +163,10 @@ class VhostUser(Port):
             return ()
         return tuple(describe_features(self.device.negotiated, DeviceType.NET).split(", "))
 
+    def _iommu(self) -> Iommu | None:
+        counts = self.backend.iommu_counts
+        return Iommu(*counts) if counts is not None else None
+
     def _why_down(self) -> str:
         path = self.config.path
         if self.backend.peer is None:
@@ -195,6 +201,7 @@ class NetDevice(Device):
         self.protocol_features = (
             ProtocolFeature.MQ
             | ProtocolFeature.REPLY_ACK
+            | ProtocolFeature.BACKEND_REQ
             | ProtocolFeature.MTU
             | ProtocolFeature.RARP
             | ProtocolFeature.LOG_SHMFD
@@ -264,6 +271,12 @@ class NetDevice(Device):
     def set_memory(self, memory: GuestMemory) -> None:
         self.port.data_path.set_memory(self.port.number, memory)
         self.memory = memory
+
+    def translations_changed(self) -> None:
+        self.port.data_path.translations_changed(self.port.number)
+
+    def translations_removed(self, first: int, last: int) -> None:
+        self.port.data_path.translations_removed(self.port.number, first, last)
 
     def start_queue(self, vring: Vring) -> None:
         features = self.negotiated
