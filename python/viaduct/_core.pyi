@@ -276,8 +276,10 @@ class Switch:
         kick_fd: int | None,
         call_fd: int | None,
         log_addr: int | None,
+        inflight: tuple[int, int] | None = None,
     ) -> None:
-        """Starts a virtqueue, disabled. `log_addr` as in `set_log_addr`."""
+        """Starts a virtqueue, disabled. `inflight`: file and offset of its record of chains in flight, see
+        `DeviceQueue.attach_inflight`. `log_addr` as in `set_log_addr`."""
     def stop_queue(self, port: int, index: int) -> int | None:
         """Stops a virtqueue and says where it stands; None if it was not running."""
     def enable_queue(self, port: int, index: int, enabled: bool) -> None:

@@ -68,6 +68,19 @@ fn config(
     Ok(QueueConfig { layout, size, descriptor_addr, driver_addr, device_addr, base, event_idx, indirect, in_order })
 }
 
+/// Records the chains of `queue` that are in flight at `offset` of a file; returns how many there were already.
+pub(crate) fn attach_inflight(queue: &mut viaduct_ring::DeviceQueue, fd: RawFd, offset: u64) -> PyResult<usize> {
+    if fd < 0 {
+        return Err(PyValueError::new_err(format!("{fd} is not a file descriptor")));
+    }
+    let config = queue.config();
+    let bytes = viaduct_ring::inflight_bytes(config.layout, config.size);
+    // SAFETY: borrowed only while it is mapped, which fails if it is not open.
+    let file = unsafe { BorrowedFd::borrow_raw(fd) };
+    let mapping = Mapping::new(file, offset, bytes).map_err(|error| PyValueError::new_err(error.to_string()))?;
+    queue.attach_inflight(Arc::new(mapping), 0).map_err(ring_error)
+}
+
 /// A buffer that the driver made available and a device has taken.
 #[pyclass(module = "viaduct._core")]
 pub struct Chain {
@@ -196,15 +209,7 @@ impl DeviceQueue {
     }
 
     fn attach_inflight(&mut self, fd: RawFd, offset: u64) -> PyResult<usize> {
-        if fd < 0 {
-            return Err(PyValueError::new_err(format!("{fd} is not a file descriptor")));
-        }
-        let config = self.queue.config();
-        let bytes = viaduct_ring::inflight_bytes(config.layout, config.size);
-        // SAFETY: borrowed only while it is mapped, which fails if it is not open.
-        let file = unsafe { BorrowedFd::borrow_raw(fd) };
-        let mapping = Mapping::new(file, offset, bytes).map_err(|error| PyValueError::new_err(error.to_string()))?;
-        self.queue.attach_inflight(Arc::new(mapping), 0).map_err(ring_error)
+        attach_inflight(&mut self.queue, fd, offset)
     }
 
     fn pop(&mut self) -> PyResult<Option<Chain>> {

@@ -19,6 +19,7 @@ use viaduct_switch::{
 use crate::descriptors::{call_of, duplicate};
 use crate::iotlb::TranslationMissing;
 use crate::memory::GuestMemory;
+use crate::queue::attach_inflight;
 
 fn to_python(error: SwitchError) -> PyErr {
     match error {
@@ -155,7 +156,7 @@ impl Switch {
     }
 
     #[pyo3(signature = (port, index, memory, *, layout, size, descriptor_addr, driver_addr, device_addr, base, event_idx,
-                        indirect, in_order, mergeable, header_len, kick_fd, call_fd, log_addr))]
+                        indirect, in_order, mergeable, header_len, kick_fd, call_fd, log_addr, inflight = None))]
     #[expect(clippy::too_many_arguments, reason = "they have names in Python")]
     fn start_queue(
         &self,
@@ -177,6 +178,7 @@ impl Switch {
         kick_fd: Option<RawFd>,
         call_fd: Option<RawFd>,
         log_addr: Option<u64>,
+        inflight: Option<(RawFd, u64)>,
     ) -> PyResult<()> {
         let layout = match layout {
             "split" => Layout::Split,
@@ -202,6 +204,9 @@ impl Switch {
             _ => PyValueError::new_err(error.to_string()),
         })?;
         queue.set_log_addr(log_addr);
+        if let Some((fd, offset)) = inflight {
+            attach_inflight(&mut queue, fd, offset)?;
+        }
         let kick = kick_fd.map(duplicate).transpose()?;
         let call = call_fd.map(call_of).transpose()?;
         let queue = VhostQueue { queue, kick, call, enabled: false, header_len, mergeable };

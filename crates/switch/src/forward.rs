@@ -10,9 +10,9 @@
 //! 3. parse: virtio-net header and the first 16 bytes of each frame are read once, checked, and kept; fetch the lines of
 //!    the forwarding table;
 //! 4. learn the source, look up the destination;
-//! 5. for each receiver, copy its frames from the sender's memory into its buffers, publish them all together, notify it
-//!    if it asked for that;
-//! 6. give the sender its buffers back, all together.
+//! 5. for each receiver, copy its frames from the sender's memory into its buffers;
+//! 6. give the sender its buffers back, all together; then show each receiver its frames, all together, and notify it if
+//!    it asked for that.
 //!
 //! This file has steps 1, 2 and 6; [`parse`] has step 3, [`route`] step 4 and [`deliver`] step 5. Nearly all frames are *plain*:
 //! in one piece, untagged, with nothing left to be done to them. Those take a short way through each step.
@@ -79,6 +79,8 @@ pub(crate) struct Forwarder {
     /// What the visit has cost so far, see [`turns`](crate::turns), and whether it has left frames that could go on.
     cost: u64,
     more: bool,
+    /// Outputs, by port and queue, that have frames which their receivers do not see yet.
+    unseen: Vec<(u16, u16)>,
     /// Outputs found broken in this round.
     pub broken: Vec<(u16, u16, String)>,
 }
@@ -112,6 +114,7 @@ impl Forwarder {
             bounds: Bounds::new(),
             cost: 0,
             more: false,
+            unseen: Vec::with_capacity(BATCH),
             broken: Vec::new(),
         }
     }
@@ -174,14 +177,14 @@ impl Forwarder {
         state.done |= self.deliver(fabric, port, &slot.counters, pending, &mut state.company);
         // The frames at the front that are dealt with go back to the sender.
         let finished = (state.done.trailing_ones() as usize).min(count);
-        if finished == 0 {
-            return Progress::Waiting;
+        if finished != 0 {
+            if state.input.release(&self.batch, finished) {
+                slot.counters.notifications.add(1);
+            }
+            state.released(finished);
         }
-        if state.input.release(&self.batch, finished) {
-            slot.counters.notifications.add(1);
-        }
-        state.released(finished);
-        Progress::Moved(finished)
+        self.show(fabric);
+        if finished == 0 { Progress::Waiting } else { Progress::Moved(finished) }
     }
 
     /// What the last visit has cost, and whether the source has more that could go on.
@@ -215,6 +218,7 @@ impl Forwarder {
         let pending = self.parse(fabric, port, state, counters);
         self.route(fabric, port, pending, state);
         self.deliver(fabric, port, counters, pending, &mut state.company);
+        self.show(fabric);
     }
 
     /// Fetches the buffers of the receiver that had the last frame.

@@ -146,7 +146,8 @@ impl VhostInput {
 pub(crate) struct VhostOutput {
     ring: Vring,
     mergeable: bool,
-    /// Whether ordinary frames may take the short way: the header has 12 bytes, and nobody logs what is written.
+    /// Whether ordinary frames may take the short way: the header has 12 bytes, nobody logs what is written, and
+    /// no record of chains in flight has to hear of each buffer before it is used.
     short_way: bool,
     /// Buffers peeked at, of which those before `next` are used up and those before `consumed` are taken from the ring.
     ready: Batch,
@@ -227,7 +228,9 @@ impl VhostOutput {
     }
 
     fn find_way(&mut self) {
-        self.short_way = self.ring.header_len == NetHeader::LEN as u32 && self.memory().log().is_none();
+        self.short_way = self.ring.header_len == NetHeader::LEN as u32
+            && self.memory().log().is_none()
+            && !self.ring.queue.is_recorded();
     }
 
     /// Forgets the buffers that were only looked at.
@@ -319,6 +322,10 @@ impl VhostOutput {
         scatter.write(&frame.prefix_bytes()[..frame.prefix_len as usize]);
         for span in frame.rest() {
             scatter.copy(span);
+        }
+        if self.ring.queue.is_recorded() {
+            self.ring.queue.consume(&self.ready.chains[taken.clone()]);
+            self.consumed = taken.end;
         }
         let mut left = need as u32;
         for index in taken {

@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
+import os
 import random
 from typing import Protocol
 
@@ -16,7 +17,9 @@ import msgspec
 
 from viaduct._core import GuestMemory, guest_memory_size
 from viaduct.guest.errors import GuestError
+from viaduct.guest.ring_memory import available, used_index
 from viaduct.vhost_user import FrontEnd, Queue, VhostUserError
+from viaduct.vhost_user.ring import PACKED_START
 from viaduct.virtio.features import DeviceFeature, NetFeature
 
 log = logging.getLogger("viaduct.guest")
@@ -25,7 +28,7 @@ CONNECT_TIMEOUT = 5.0
 """Seconds in which a back-end has to appear, unless told otherwise."""
 LARGEST_MTU = 65521
 _FIRST_RETRY = 0.05
-_LAST_RETRY = 1.0
+_LAST_RETRY = 0.25
 
 
 class QueueUser(Protocol):
@@ -76,6 +79,10 @@ class LinkOptions(msgspec.Struct, frozen=True, kw_only=True):
     """Take the memory from 2 MiB pages, which must be reserved."""
     mtu: int = 1500
     """Largest IP packet, up to 65521 bytes."""
+    resume: bool = False
+    """Keep the rings when the back-end goes, as a virtual machine has to, and let the next one go on with them."""
+    track_inflight: bool = False
+    """Keep the back-end's record of buffers in flight for the next one, if it offers that."""
 
     def features(self) -> int:
         """The virtio features to ask for. Raises `GuestError` for options that cannot work."""
@@ -137,8 +144,10 @@ class Link:
             memory_size=guest_memory_size(features, options.mtu, sizes),
             hugepages=options.hugepages,
             mtu=options.mtu if options.mtu != 1500 else None,
+            track_inflight=options.track_inflight,
             name=name,
         )
+        self._queues: tuple[Queue, ...] = ()
         self._front_end.on_layout = self._prepare
         self._up = asyncio.Event()
         self._watch: asyncio.Task[None] | None = None
@@ -194,8 +203,16 @@ class Link:
         self._user.detach()
         await self._front_end.close()
 
+    def free_buffers(self) -> list[int]:
+        """For each queue, how many buffers the device could take now; each is counted once. Read from the rings, which
+        the driver changes meanwhile."""
+        front = self._front_end
+        packed = front.layout == "packed"
+        return [len(set(available(front.memory_fd, queue, packed=packed))) for queue in self._queues]
+
     def _prepare(self, queues: tuple[Queue, ...]) -> None:
         front = self._front_end
+        self._queues = queues
         memory = GuestMemory().with_region(0, front.memory_size, front.user_base, 0, front.memory_fd)
         base = front.user_base
         places = [
@@ -217,20 +234,38 @@ class Link:
         while True:
             await self._front_end.lost.wait()
             self._up.clear()
-            self._user.detach()
+            if not self.options.resume:
+                self._user.detach()
             log.warning("%s: back-end lost (%s); waiting for it", self.path, self._front_end.lost_reason)
             while not self._up.is_set():
                 try:
-                    await self._front_end.start()
-                    self._begin()
+                    await (self._resume() if self.options.resume else self._restart())
                     delay = _FIRST_RETRY
                 except (VhostUserError, GuestError, OSError) as error:
-                    self._user.detach()
+                    if not self.options.resume:
+                        self._user.detach()
                     log.warning("%s: %s; trying again", self.path, error)
                     await asyncio.sleep(delay * random.uniform(0.8, 1.2))
                     delay = min(2 * delay, _LAST_RETRY)
             self.reconnects += 1
             log.warning("%s: back-end is back", self.path)
+
+    async def _restart(self) -> None:
+        await self._front_end.start()
+        self._begin()
+
+    async def _resume(self) -> None:
+        """What QEMU does: a split ring goes on at its used index, a packed one where the device finds it."""
+        front, features = self._front_end, self._front_end.features
+        front.on_layout = None
+        packed = front.layout == "packed"
+        bases = [PACKED_START if packed else used_index(front.memory_fd, queue) for queue in self._queues]
+        await front.start(bases)
+        if front.features != features:
+            raise GuestError(f"{self.path}: the features are others than before ({front.features:#x}, {features:#x})")
+        for queue in self._queues:
+            os.eventfd_write(queue.call_fd, 1)  # what the last back-end did it may not have announced
+        self._up.set()
 
     def _nobody(self, within: float | None) -> str:
         if self.options.listen:

@@ -94,7 +94,8 @@ class FrontEnd:
     with ``client=1``). `features` is what the driver can do (`viaduct.virtio`), of which the back-end's subset is
     taken; `required` must all be there. `queue_count` counts virtqueues: two for each queue pair of a network device.
     `queue_size` is one size for all or one for each. `memory_size` is in bytes, a multiple of the page size;
-    `hugepages` takes the memory from hugetlbfs (2 MiB pages must be reserved).
+    `hugepages` takes the memory from hugetlbfs (2 MiB pages must be reserved). `track_inflight`: keep the back-end's
+    record of requests in flight for the next one, if it has one (INFLIGHT_SHMFD).
     """
 
     def __init__(
@@ -112,6 +113,7 @@ class FrontEnd:
         hugepages: bool = False,
         user_base: int = 0,
         mtu: int | None = None,
+        track_inflight: bool = False,
         name: str = "",
     ) -> None:
         self.path = str(path)
@@ -143,7 +145,10 @@ class FrontEnd:
         """Called when the back-end says that its configuration space has changed; `read_config` gets it."""
         self._wanted = int(features)
         self._required = int(required)
-        self._wanted_protocol = protocol_features
+        self._wanted_protocol = protocol_features | (
+            ProtocolFeature.INFLIGHT_SHMFD if track_inflight else ProtocolFeature(0)
+        )
+        self._inflight: tuple[int, p.InflightDescription] | None = None
         self._sizes = [queue_size] * queue_count if isinstance(queue_size, int) else list(queue_size)
         self._channel: Channel | None = None
         self._listener: Listener | None = None
@@ -200,6 +205,7 @@ class FrontEnd:
             await self._connect()
             await self._negotiate()
             await self._share_memory()
+            await self._share_inflight(fresh=bases is None)
             await self._start_queues(bases)
         except BaseException:
             await self._disconnect("the start failed")
@@ -222,6 +228,7 @@ class FrontEnd:
             with contextlib.suppress(FrontEndError):
                 await self.stop()
         await self._disconnect("closed")
+        self._drop_inflight()
         self._fds.close()
         if self._listener is not None:
             self._listener.close()
@@ -238,8 +245,12 @@ class FrontEnd:
         """Enables or disables a queue. Raises `FrontEndError`."""
         await self.request("SET_VRING_ENABLE", p.VringState(index, int(enabled)))
 
-    async def request(self, name: str, payload: Any = (), fds: Iterable[int] = ()) -> Any:
+    async def request(
+        self, name: str, payload: Any = (), fds: Iterable[int] = (), answered_fds: list[int] | None = None
+    ) -> Any:
         """Sends the request `name` of the protocol table; returns its answer's payload, None if it has none.
+
+        Descriptors that come with the answer are added to `answered_fds` for the caller to close.
 
         Raises `FrontEndError` if it was refused, wrongly answered or not answered.
         """
@@ -271,6 +282,9 @@ class FrontEnd:
                 answer = layout.parse(message.payload)
             except RequestError as error:
                 raise self._error(f"{name}: wrong answer: {error}") from error
+            if answered_fds is not None:
+                while (fd := message.fds.take()) is not None:
+                    answered_fds.append(fd)
         if acked and answer.value != 0:
             raise self._error(f"{name}{tuple(payload)}: refused with {answer.value:#x} ({request.section})")
         return answer if request.reply is not None else None
@@ -340,6 +354,28 @@ class FrontEnd:
             await self.request("ADD_MEM_REG", region, [self.memory_fd])
         else:
             await self.request("SET_MEM_TABLE", p.Regions((region,)), [self.memory_fd])
+
+    async def _share_inflight(self, *, fresh: bool) -> None:
+        if ProtocolFeature.INFLIGHT_SHMFD not in self.protocol_features:
+            return
+        if fresh:
+            self._drop_inflight()
+        if self._inflight is None:
+            wanted = p.InflightDescription(0, 0, len(self._sizes), max(self._sizes))
+            found: list[int] = []
+            description = await self.request("GET_INFLIGHT_FD", wanted, answered_fds=found)
+            if len(found) != 1:
+                for fd in found:
+                    os.close(fd)
+                raise self._error(f"GET_INFLIGHT_FD: {len(found)} descriptors came instead of one")
+            self._inflight = found[0], description
+        fd, description = self._inflight
+        await self.request("SET_INFLIGHT_FD", description, [fd])
+
+    def _drop_inflight(self) -> None:
+        if self._inflight is not None:
+            os.close(self._inflight[0])
+            self._inflight = None
 
     async def _start_queues(self, bases: Sequence[int] | None) -> None:
         places, self.data_addr = place_rings(self._sizes, self.features, self.memory_size)

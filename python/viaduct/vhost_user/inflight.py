@@ -1,169 +1,109 @@
 """The buffer that tracks requests in flight, so that a restarted back-end goes on without losing or repeating one.
 
-A device that completes requests out of order cannot tell from the ring alone which of them it still owed when it died.
-It therefore notes them in a buffer that the front-end keeps for it (vhost-user, "Inflight I/O tracking"): the
-front-end asks for it with GET_INFLIGHT_FD and gives it back to the next back-end with SET_INFLIGHT_FD. The buffer has
-one region for each queue: a header, then a state for each descriptor.
+The front-end asks for it with GET_INFLIGHT_FD, keeps it, and gives it to this back-end and the next with
+SET_INFLIGHT_FD (vhost-user, "Inflight I/O tracking"). It has one region for each queue, which the ring engine writes
+(`viaduct._core.DeviceQueue.attach_inflight`): what was taken and not given back is taken again first.
 
-`allocate` makes a buffer and `InflightBuffer` maps one. `SplitRegion` follows the document step by step for split
-rings: `take` when a chain is fetched; `give_back` for the chains of a batch *before* the used ring's index moves and
-`published` after it; `recover` after a restart. A crash between any two of these steps leaves a buffer from which
-`recover` finds the truth, which the tests try for every step.
+A device that offers this derives from `InflightDevice` and attaches the region that `inflight_region` names to each
+queue that it starts.
 """
 
 from __future__ import annotations
 
-import mmap
 import os
-import struct
-from collections.abc import Iterable
-from types import TracebackType
+from typing import TYPE_CHECKING, Any
 
-from viaduct.vhost_user.device import Inflight
+from viaduct.vhost_user.device import Device, Inflight
 from viaduct.vhost_user.errors import RequestError
+from viaduct.virtio.features import DeviceFeature
+
+if TYPE_CHECKING:
+    from viaduct.vhost_user.handover import Fds
 
 SECTION = 'vhost-user, "Inflight I/O tracking"'
-VERSION = 1
-REGION_ALIGNMENT = 64
-"""Regions start on cache lines, as in libvhost-user."""
-
-_SPLIT_HEAD = struct.Struct("=QHHHH")
-_SPLIT_STATE = struct.Struct("=B5xHQ")
-_PACKED_HEAD = struct.Struct("=QHHHHHHBB7x")
-_PACKED_STATE = struct.Struct("=BxHHHQHHIQ")
-
-# Offsets in the split region's header and states.
-_VERSION, _LAST_BATCH_HEAD, _USED_INDEX = 8, 12, 14
-_INFLIGHT, _NEXT, _COUNTER = 0, 6, 8
 
 
 def region_size(queue_size: int, *, packed: bool) -> int:
-    """Bytes of one queue's region, rounded up to its alignment."""
-    # The compiler pads the packed header from 31 to 32 bytes, so that the states are aligned.
-    head, state = (-(-_PACKED_HEAD.size // 8) * 8, _PACKED_STATE) if packed else (_SPLIT_HEAD.size, _SPLIT_STATE)
-    size = head + queue_size * state.size
-    return -(-size // REGION_ALIGNMENT) * REGION_ALIGNMENT
+    """Bytes of one queue's region."""
+    from viaduct._core import inflight_bytes
 
-
-def allocate(queue_count: int, queue_size: int, *, packed: bool) -> tuple[int, int, int]:
-    """A new zeroed buffer, as `Device.get_inflight` returns it: descriptor (the caller closes it), size and offset."""
-    size = queue_count * region_size(queue_size, packed=packed)
-    fd = os.memfd_create("viaduct inflight", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
-    os.ftruncate(fd, size)
-    return fd, size, 0
+    return inflight_bytes("packed" if packed else "split", queue_size)
 
 
 class InflightBuffer:
-    """A mapped buffer for split rings. Usable as a context manager, which unmaps it."""
+    """A buffer that SET_INFLIGHT_FD gave. Owns a descriptor of it."""
 
     def __init__(self, inflight: Inflight) -> None:
-        """Maps what SET_INFLIGHT_FD or `allocate` gave; the descriptor may be closed afterwards. Raises
-        `RequestError`."""
-        stride = region_size(inflight.queue_size, packed=False)
-        needed = inflight.queue_count * stride
-        if inflight.mmap_size < needed:
+        """Duplicates the descriptor. Raises OSError if this process may open no more."""
+        self.size, self.offset = inflight.mmap_size, inflight.mmap_offset
+        self.queue_count, self.queue_size = inflight.queue_count, inflight.queue_size
+        self.fd = os.dup(inflight.fd)
+
+    def region(self, index: int, *, packed: bool) -> tuple[int, int]:
+        """Descriptor and offset of a queue's region. Raises `RequestError` if the buffer has none."""
+        size = region_size(self.queue_size, packed=packed)
+        if index >= self.queue_count or (index + 1) * size > self.size:
             raise RequestError(
-                f"a buffer of {inflight.mmap_size} bytes for {inflight.queue_count} queues of {inflight.queue_size}",
-                f"{needed} bytes or more",
+                f"a buffer of {self.size} bytes for {self.queue_count} queues of {self.queue_size}, for queue {index}",
+                f"{(index + 1) * size} bytes or more, for more than {index} queues",
                 SECTION,
             )
-        # mmap wants a multiple of the page size; the buffer may start anywhere.
-        before = inflight.mmap_offset % mmap.ALLOCATIONGRANULARITY
-        self._map = mmap.mmap(inflight.fd, before + needed, offset=inflight.mmap_offset - before)
-        self.regions = tuple(
-            SplitRegion(self._map, before + index * stride, inflight.queue_size)
-            for index in range(inflight.queue_count)
-        )
-
-    def __enter__(self) -> InflightBuffer:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
-    ) -> None:
-        self.close()
+        return self.fd, self.offset + index * size
 
     def close(self) -> None:
-        """Unmaps the buffer."""
-        self._map.close()
+        """Closes the descriptor."""
+        os.close(self.fd)
 
 
-class SplitRegion:
-    """The region of one split queue. What it holds comes from outside and is checked before use."""
+class InflightDevice(Device):
+    """A device that can track requests in flight, if the front-end wants it."""
 
-    def __init__(self, memory: mmap.mmap, start: int, size: int) -> None:
-        """`size` is the number of descriptors. A region that was never used is prepared; raises `RequestError` for one
-        that belongs to another size or version."""
-        self._memory = memory
-        self._start = start
-        self.size = size
-        version, count = self._get("=HH", _VERSION)
-        if version == 0:
-            self._put("=QHHHH", 0, 0, VERSION, size, 0, 0)
-        elif (version, count) != (VERSION, size):
-            raise RequestError(
-                f"a region of version {version} with {count} descriptors", f"version {VERSION} with {size}", SECTION
-            )
-        self._counter = 1 + max((counter for _, counter in self._in_flight()), default=0)
+    def __init__(self) -> None:
+        self.negotiated = 0
+        """The features in force, without VHOST_USER_F_PROTOCOL_FEATURES."""
+        self._inflight: InflightBuffer | None = None
 
-    def take(self, head: int) -> None:
-        """The chain that starts at descriptor `head` was fetched from the available ring."""
-        self._put_state(head, "=Q", _COUNTER, self._counter)
-        self._counter += 1
-        self._put_state(head, "=B", _INFLIGHT, 1)
+    @property
+    def packed(self) -> bool:
+        """The layout of the virtqueues (virtio 1.2, 2.6)."""
+        return bool(self.negotiated & DeviceFeature.RING_PACKED)
 
-    def give_back(self, heads: Iterable[int]) -> None:
-        """These chains are in the used ring's elements; its index has not moved yet."""
-        for head in heads:
-            (last,) = self._get("=H", _LAST_BATCH_HEAD)
-            self._put_state(head, "=H", _NEXT, last)
-            self._put("=H", _LAST_BATCH_HEAD, head)
+    def get_inflight(self, queue_count: int, queue_size: int) -> tuple[int, int, int]:
+        size = queue_count * region_size(queue_size, packed=self.packed)
+        fd = os.memfd_create("viaduct inflight", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
+        os.ftruncate(fd, size)
+        return fd, size, 0
 
-    def published(self, heads: Iterable[int], used_index: int) -> None:
-        """The used ring's index has moved to `used_index` and covers these chains."""
-        for head in heads:
-            self._put_state(head, "=B", _INFLIGHT, 0)
-        self._put("=H", _USED_INDEX, used_index)
+    def set_inflight(self, inflight: Inflight) -> None:
+        self._replace(InflightBuffer(inflight))
 
-    def recover(self, used_index: int) -> list[int]:
-        """After a restart: the heads of the chains still owed, in the order in which they were fetched.
+    def inflight_region(self, index: int) -> tuple[int, int] | None:
+        """Descriptor and offset of the region of queue `index`; None if requests are not tracked. Raises
+        `RequestError`."""
+        return None if self._inflight is None else self._inflight.region(index, packed=self.packed)
 
-        `used_index` is that of the used ring in guest memory. What was published but not noted as such is noted now.
-        Raises `RequestError` if the region contradicts itself.
-        """
-        (noted,) = self._get("=H", _USED_INDEX)
-        batch = (used_index - noted) & 0xFFFF
-        if batch > self.size:
-            raise RequestError(f"a last batch of {batch} chains", f"up to {self.size}", SECTION)
-        (head,) = self._get("=H", _LAST_BATCH_HEAD)
-        for _ in range(batch):
-            self._put_state(head, "=B", _INFLIGHT, 0)
-            (head,) = self._get_state(head, "=H", _NEXT)
-        self._put("=H", _USED_INDEX, used_index)
-        return [head for head, _ in sorted(self._in_flight(), key=lambda each: each[1])]
+    def forget_inflight(self) -> None:
+        """The front-end has gone, and its buffer with it."""
+        self._replace(None)
 
-    def _in_flight(self) -> list[tuple[int, int]]:
-        """Head and counter of each chain that is marked."""
-        found = []
-        for head in range(self.size):
-            inflight, _, counter = _SPLIT_STATE.unpack_from(self._memory, self._state(head))
-            if inflight:
-                found.append((head, counter))
-        return found
+    def save(self, fds: Fds) -> dict[str, Any]:
+        saved = super().save(fds)
+        if (buffer := self._inflight) is not None:
+            place = fds.add(buffer.fd)
+            saved["inflight"] = [place, buffer.size, buffer.offset, buffer.queue_count, buffer.queue_size]
+        return saved
 
-    def _state(self, head: int) -> int:
-        if head >= self.size:
-            raise RequestError(f"descriptor {head}", f"0 to {self.size - 1}", SECTION)
-        return self._start + _SPLIT_HEAD.size + head * _SPLIT_STATE.size
+    def restore(self, data: dict[str, Any], fds: Fds) -> None:
+        super().restore(data, fds)
+        if inflight := data.get("inflight"):
+            place, *numbers = inflight
+            fd = fds.need(place)
+            try:
+                self.set_inflight(Inflight(fd, *numbers))
+            finally:
+                os.close(fd)
 
-    def _get(self, form: str, offset: int) -> tuple[int, ...]:
-        return struct.unpack_from(form, self._memory, self._start + offset)
-
-    def _put(self, form: str, offset: int, *values: int) -> None:
-        struct.pack_into(form, self._memory, self._start + offset, *values)
-
-    def _get_state(self, head: int, form: str, offset: int) -> tuple[int, ...]:
-        return struct.unpack_from(form, self._memory, self._state(head) + offset)
-
-    def _put_state(self, head: int, form: str, offset: int, *values: int) -> None:
-        struct.pack_into(form, self._memory, self._state(head) + offset, *values)
+    def _replace(self, buffer: InflightBuffer | None) -> None:
+        old, self._inflight = self._inflight, buffer
+        if old is not None:
+            old.close()

@@ -8,7 +8,8 @@ wants to be, and asked for the next kick before the loop sleeps. After asking, i
 came in between brings no kick (virtio 1.2, 2.7.13.3.1 and 2.8.21.3.1).
 
 `handle` may be ``async def``: then requests run side by side and are completed as they finish, in any order. Before a
-queue stops, no more requests are taken and those in flight finish, so that GET_VRING_BASE tells the truth.
+queue stops, no more requests are taken and those in flight finish, so that GET_VRING_BASE tells the truth. If this
+process dies with requests in flight, and the front-end tracks them (INFLIGHT_SHMFD), the next one is asked again.
 
 A queue that is started but disabled waits. A driver that breaks its ring, and a `handle` that raises, stop the queue:
 the front-end is told through the error descriptor, and the log says what happened (see `Backend.fail_queue`).
@@ -25,6 +26,8 @@ from typing import TYPE_CHECKING
 from viaduct._core import DeviceQueue, RingError
 from viaduct.vhost_user.device import Device, Vring
 from viaduct.vhost_user.event_fd import drain, signal
+from viaduct.vhost_user.inflight import InflightDevice
+from viaduct.vhost_user.protocol import ProtocolFeature
 from viaduct.virtio.features import DeviceFeature
 
 if TYPE_CHECKING:
@@ -38,15 +41,16 @@ POLL_INTERVAL = 0.001
 """Seconds between looks at a queue whose driver does not notify (SET_VRING_KICK without descriptor)."""
 
 
-class QueueDevice(Device):
+class QueueDevice(InflightDevice):
     """Base of devices written in Python: set `device_id` (and `queue_count`, `features`) and define `handle`."""
 
     features: int = int(
         DeviceFeature.VERSION_1 | DeviceFeature.RING_PACKED | DeviceFeature.INDIRECT_DESC | DeviceFeature.EVENT_IDX
     )
+    protocol_features: ProtocolFeature = Device.protocol_features | ProtocolFeature.INFLIGHT_SHMFD
 
     def __init__(self) -> None:
-        self._negotiated = 0
+        super().__init__()
         self.memory: _core.GuestMemory | None = None
         """The guest's memory, while a front-end is connected."""
         self._queues: dict[int, _RunningQueue] = {}
@@ -58,7 +62,7 @@ class QueueDevice(Device):
         raise NotImplementedError
 
     def set_features(self, features: int) -> None:
-        self._negotiated = features
+        self.negotiated = features
 
     def set_memory(self, memory: _core.GuestMemory) -> None:
         for queue in self._queues.values():
@@ -69,17 +73,20 @@ class QueueDevice(Device):
         assert self.memory is not None
         core = DeviceQueue(
             self.memory,
-            layout="packed" if self._negotiated & DeviceFeature.RING_PACKED else "split",
+            layout="packed" if self.packed else "split",
             size=vring.size,
             descriptor_addr=vring.descriptor_addr,
             driver_addr=vring.driver_addr,
             device_addr=vring.device_addr,
             base=vring.base,
-            event_idx=bool(self._negotiated & DeviceFeature.EVENT_IDX),
-            indirect=bool(self._negotiated & DeviceFeature.INDIRECT_DESC),
-            in_order=bool(self._negotiated & DeviceFeature.IN_ORDER),
+            event_idx=bool(self.negotiated & DeviceFeature.EVENT_IDX),
+            indirect=bool(self.negotiated & DeviceFeature.INDIRECT_DESC),
+            in_order=bool(self.negotiated & DeviceFeature.IN_ORDER),
         )
         core.set_log_addr(vring.log_addr)
+        if region := self.inflight_region(vring.index):
+            # What an earlier process took and did not give back comes first.
+            core.attach_inflight(*region)
         self._queues[vring.index] = _RunningQueue(self, vring, core)
 
     def enable_queue(self, index: int, enabled: bool) -> None:
@@ -106,6 +113,7 @@ class QueueDevice(Device):
 
     def disconnected(self, reason: str) -> None:
         self.memory = None
+        self.forget_inflight()
 
 
 class _RunningQueue:

@@ -22,7 +22,9 @@ MAX_PATH = 107
 """Bytes: ``sun_path`` holds 108 with the final NUL (unix(7))."""
 FIRST_RETRY = 0.05
 LAST_RETRY = 1.0
-"""Seconds between attempts to connect: doubled from the first to the last."""
+"""Seconds between attempts to serve whoever is there: doubled from the first to the last."""
+SLOWEST_LOOK = 0.25
+"""Seconds at most between looks whether somebody listens: a link shall be back within a second."""
 
 _CREDENTIALS = struct.Struct("=iII")
 _BACKLOG = 8
@@ -108,7 +110,7 @@ def try_connect(path: str) -> socket.socket:
 
 
 async def connect(path: str) -> socket.socket:
-    """Connects as soon as somebody listens: tries after 0.05 s, then ever more slowly up to once a second.
+    """Connects as soon as somebody listens: tries after 0.05 s, then ever more slowly up to four times a second.
 
     Raises `SocketPathError` for a path that cannot work.
     """
@@ -118,7 +120,7 @@ async def connect(path: str) -> socket.socket:
             return try_connect(path)
         except (FileNotFoundError, ConnectionRefusedError, BlockingIOError):
             await asyncio.sleep(delay)
-            delay = min(2 * delay, LAST_RETRY)
+            delay = min(2 * delay, SLOWEST_LOOK)
 
 
 def peer_of(sock: socket.socket, path: str) -> Peer:

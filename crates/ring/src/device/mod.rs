@@ -179,6 +179,15 @@ impl DeviceQueue {
         Ok(again)
     }
 
+    /// Whether chains in flight are recorded.
+    #[inline]
+    pub fn is_recorded(&self) -> bool {
+        match &self.ring {
+            Ring::Split(ring) => ring.is_recorded(),
+            Ring::Packed(ring) => ring.is_recorded(),
+        }
+    }
+
     /// The memory in which the queue lives.
     #[inline]
     pub fn memory(&self) -> &GuestMemory {

@@ -13,6 +13,7 @@
 //! the batch is published, and is stored with release.
 
 use std::sync::atomic::Ordering;
+use std::time::Duration;
 
 use viaduct_memory::access::{load_u64, prefetch_read, store_u16, store_u64};
 use viaduct_memory::{GuestMemory, RegionCache, Window};
@@ -30,6 +31,11 @@ use crate::{Batch, Chain, PACKED_START, QueueConfig, RingError};
 
 /// How many descriptors ahead the ring is asked for: two cache lines.
 const AHEAD: usize = 8;
+
+/// A driver that is just writing descriptors makes the ring look strange for a moment; one that looks so for longer was left
+/// like this by a device.
+const LOOKS: u32 = 40;
+const BETWEEN_LOOKS: Duration = Duration::from_micros(50);
 
 #[derive(Debug)]
 pub(super) struct Packed {
@@ -103,7 +109,15 @@ impl Packed {
     /// not know better.
     fn correct(&mut self, base: u32) {
         let load = |index| self.load(index, self.load_word(index));
-        let Some(found) = standing(self.size, load) else { return };
+        let mut found = standing(self.size, load);
+        for _ in 0..LOOKS {
+            if found.is_some_and(|found| found.gap.is_none()) {
+                break;
+            }
+            std::thread::sleep(BETWEEN_LOOKS);
+            found = standing(self.size, load);
+        }
+        let Some(found) = found else { return };
         if base != PACKED_START && plausible(self.size, self.used, self.next, found.driver, load(self.used.index)) {
             return;
         }
@@ -111,10 +125,19 @@ impl Packed {
         (self.next, self.used, self.published, self.outstanding) = (found.next, found.next, found.next, 0);
     }
 
-    /// Gives up the buffer in a gap: those behind it, with which the killed device was done, come back with it.
+    /// Gives back the buffer in a gap, and with it those behind, all of them empty: the killed device had not shown them,
+    /// and what was to be in them may come again. Their lengths as the driver made them available are overwritten, so they
+    /// cannot be used.
     #[cold]
     fn close_gap(&mut self) {
         if let Some((at, id, slots)) = self.gap.take() {
+            let mut behind = at;
+            behind.advance(slots, self.size);
+            while behind != self.next {
+                let emptied = self.load_word(behind.index) & !(u64::from(WRITE) << 48) >> 32 << 32;
+                self.store_word(behind.index, emptied, Ordering::Relaxed);
+                behind.advance(1, self.size);
+            }
             self.mark_rest(at, slots);
             self.store_word(at.index, packed_word(0, id, at.used()), Ordering::Release);
             if let Some(log) = &self.log {
@@ -145,6 +168,10 @@ impl Packed {
         }
         self.record = Some(Box::new(record));
         Ok(again)
+    }
+
+    pub fn is_recorded(&self) -> bool {
+        self.record.is_some()
     }
 
     pub fn relocate(&mut self, parts: Parts) {

@@ -86,6 +86,10 @@ impl Split {
         Ok(again)
     }
 
+    pub fn is_recorded(&self) -> bool {
+        self.record.is_some()
+    }
+
     pub fn relocate(&mut self, parts: Parts) {
         self.parts = parts;
     }

@@ -13,8 +13,8 @@
 //!   some that are ([`Standing::gap`]). When that list is used, the driver goes on through those behind it.
 //!
 //! That is exact for a device that completes in order, as those of a switch do; for others there is the record of chains in
-//! flight. If the ring does not look like this, the base is believed. What can be mistaken is a driver that is just writing a
-//! list as long as the whole ring, because its beginning is not marked yet; rings of two are not looked at for that reason.
+//! flight. If the ring does not look like this, the base is believed. What can be mistaken is a driver that is just writing as
+//! many descriptors as the ring has, because the first is not marked yet; so whoever finds something strange looks again.
 
 use crate::descriptor::{AVAIL, Descriptor, NEXT, Position, USED};
 
@@ -33,9 +33,6 @@ pub(super) struct Standing {
 
 /// Looks at a ring of `size` descriptors, which `load` reads.
 pub(super) fn standing(size: u16, load: impl Fn(u16) -> Descriptor) -> Option<Standing> {
-    if size < 3 {
-        return None;
-    }
     let ring: Vec<Descriptor> = (0..size).map(load).collect();
     let n = ring.len();
     // Places count through two laps, of wrap counter 1 and 0, and on from there.

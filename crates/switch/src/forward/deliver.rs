@@ -1,4 +1,8 @@
-//! Step 5: each receiver gets its frames.
+//! Step 5, and the end of step 6: each receiver gets its frames, and sees them when the sender has its buffers back.
+//!
+//! In this order nothing is delivered twice if this process is killed in between: what the sender has back is not read
+//! again, and what the receiver has not seen never was there. A frame that overtook another is the exception, because it
+//! goes back with that one.
 
 use super::route::{FLOOD, NOWHERE};
 use super::{BATCH, Forwarder, bits};
@@ -128,6 +132,7 @@ impl Forwarder {
         let Some(slot) = receiver.outputs.get(usize::from(queue)) else { return group };
         let state = &mut *slot.state.lock();
         let counters = &slot.counters;
+        self.unseen.push((receiver.number, queue));
         let left = match &mut state.output {
             Output::Vhost(sink) => {
                 let left = if sink.is_enabled() { self.put_all(&mut **sink, receiver, counters, group) } else { group };
@@ -164,6 +169,24 @@ impl Forwarder {
         state.patience.give_up();
         counters.drop_frames(DropReason::NoBuffers, u64::from(left.count_ones()));
         group
+    }
+
+    /// Shows the receivers what they got.
+    #[inline(always)]
+    pub(super) fn show(&mut self, fabric: &Fabric) {
+        while let Some((port, queue)) = self.unseen.pop() {
+            let Some(slot) = fabric.port(port).and_then(|port| port.outputs.get(usize::from(queue))) else { continue };
+            let notified = match &mut slot.state.lock().output {
+                Output::Vhost(sink) => sink.flush(),
+                Output::Tap(sink) => sink.flush(),
+                Output::Record(sink) => sink.flush(),
+                Output::Null(sink) => sink.flush(),
+                Output::Down => false,
+            };
+            if notified {
+                slot.counters.notifications.add(1);
+            }
+        }
     }
 
     /// Puts frames into a sink until there is no more room; returns those that are left.
@@ -204,9 +227,6 @@ impl Forwarder {
                 Put::Failed(reason) => counters.drop_frames(reason, 1),
             }
             left &= !(1 << index);
-        }
-        if sink.flush() {
-            counters.notifications.add(1);
         }
         counters.frames.add(sent);
         counters.bytes.add(bytes);

@@ -10,11 +10,12 @@ from viaduct.switch.handover_format import PortData, PortPosition
 from viaduct.switch.status import Iommu
 from viaduct.switch.status import Peer as PeerStatus
 from viaduct.vhost_user.backend import Backend
-from viaduct.vhost_user.device import Device, Peer, Vring
+from viaduct.vhost_user.device import Peer, Vring
 from viaduct.vhost_user.errors import SocketPathError
 from viaduct.vhost_user.handover import Fds
 from viaduct.vhost_user.handover import restore as restore_session
 from viaduct.vhost_user.handover import save as save_session
+from viaduct.vhost_user.inflight import InflightDevice
 from viaduct.vhost_user.protocol import ProtocolFeature
 from viaduct.vhost_user.ring import PACKED_START
 from viaduct.vhost_user.socket_access import SocketAccess, check_mode, group_number, resolve_allow
@@ -188,12 +189,13 @@ def _access(config: VhostUserPort) -> SocketAccess:
     return SocketAccess(mode=None if config.mode is None else check_mode(config.mode), gid=gid, allow=allow)
 
 
-class NetDevice(Device):
+class NetDevice(InflightDevice):
     """Tells the data path what the front-end decides."""
 
     device_id = int(DeviceType.NET)
 
     def __init__(self, port: VhostUser) -> None:
+        super().__init__()
         self.port = port
         mtu = port.config.mtu
         macs = port.config.own_macs
@@ -209,11 +211,11 @@ class NetDevice(Device):
             | ProtocolFeature.RESET_DEVICE
             | ProtocolFeature.CONFIG
             | ProtocolFeature.CONFIGURE_MEM_SLOTS
+            | ProtocolFeature.INFLIGHT_SHMFD
         )
         self.queue_count = 2 * port.config.queues
         mac = macs[0] if macs else bytes(6)
         self.net_config = NetConfig(mac=mac, max_queue_pairs=port.config.queues, mtu=mtu or 1500)
-        self.negotiated = 0
         self.memory: GuestMemory | None = None
         self.told_mtu: int | None = None
         self.last_reason = ""
@@ -228,7 +230,7 @@ class NetDevice(Device):
     @property
     def layout(self) -> str:
         """Of the virtqueues: split or packed (virtio 1.2, 2.6)."""
-        return "packed" if self.negotiated & DeviceFeature.RING_PACKED else "split"
+        return "packed" if self.packed else "split"
 
     def describe(self) -> str:
         """The link in a few words."""
@@ -260,6 +262,7 @@ class NetDevice(Device):
         self.port.report("peer-disconnected", reason)
         self.memory = None
         self.negotiated = 0
+        self.forget_inflight()
         self._enabled.clear()
         self._report_link()
 
@@ -299,6 +302,7 @@ class NetDevice(Device):
             kick_fd=vring.kick_fd,
             call_fd=vring.call_fd,
             log_addr=vring.log_addr,
+            inflight=self.inflight_region(vring.index),
         )
 
     def stop_queue(self, index: int) -> int:
