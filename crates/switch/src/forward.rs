@@ -29,7 +29,7 @@ use viaduct_memory::Span;
 use viaduct_ring::{Batch, Chain};
 
 use crate::clock;
-use crate::counters::DropReason;
+use crate::counters::{DropReason, QueueCounters};
 use crate::fabric::{Fabric, SourceId};
 use crate::frame::Frame;
 use crate::mac_table::MacKey;
@@ -214,7 +214,8 @@ impl Forwarder {
         self.batch.clear();
         self.batch.spans.push(span);
         self.batch.chains.push(Chain { readable: 1, readable_len: span.len(), ..Chain::default() });
-        let (state, counters) = (&mut InputState::default(), &port.inputs[0].counters);
+        // The port's counters belong to the poller that serves it, and this is not what its guest sent.
+        let (state, counters) = (&mut InputState::default(), &QueueCounters::default());
         let pending = self.parse(fabric, port, state, counters);
         self.route(fabric, port, pending, state);
         self.deliver(fabric, port, counters, pending, &mut state.company);

@@ -1,7 +1,7 @@
 //! Capture files as a port: one is replayed into the switch, what is sent to the port is recorded in another.
 
 use std::fs::File;
-use std::io::{BufReader, BufWriter, Write};
+use std::io::{BufReader, Seek, SeekFrom, Write};
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
@@ -17,6 +17,8 @@ use crate::frame_pool::{FramePool, SLOT_SIZE};
 use crate::net_header::NetHeader;
 use crate::sink::{Put, Sink};
 
+/// Blocks that may come between two packets of a pcapng file; as many interfaces have been seen in one file.
+const BLOCKS_BETWEEN: usize = 10_000;
 /// pcapng's magic, the same in either byte order.
 const PCAPNG_MAGIC: [u8; 4] = [0x0a, 0x0d, 0x0d, 0x0a];
 
@@ -36,7 +38,7 @@ impl std::fmt::Debug for Reader {
 
 impl Reader {
     fn open(mut file: File) -> Result<Reader, String> {
-        use std::io::{Read, Seek};
+        use std::io::Read;
         let describe = |error: &dyn std::fmt::Display| format!("not a capture file (pcap or pcapng): {error}");
         let mut magic = [0; 4];
         file.read_exact(&mut magic).map_err(|error| describe(&error))?;
@@ -47,10 +49,7 @@ impl Reader {
         }
         let reader = PcapReader::new(BufReader::new(file)).map_err(|error| describe(&error))?;
         if reader.header().datalink != DataLink::ETHERNET {
-            return Err(format!(
-                "captured on {:?}, but only Ethernet frames can be replayed",
-                reader.header().datalink
-            ));
+            return Err(not_ethernet(reader.header().datalink));
         }
         Ok(Reader::Pcap(reader))
     }
@@ -58,6 +57,7 @@ impl Reader {
     /// The next frame and when it was captured.
     fn next(&mut self) -> Option<Result<(Duration, Vec<u8>), String>> {
         let describe = |error: pcap_file::PcapError| format!("the capture file is damaged: {error}");
+        let mut skipped = 0;
         match self {
             Reader::Pcap(reader) => {
                 Some(reader.next_packet()?.map(|packet| (packet.timestamp, packet.data.into_owned())).map_err(describe))
@@ -67,14 +67,31 @@ impl Reader {
                     Ok(Block::EnhancedPacket(packet)) => {
                         let (interface, raw) = (packet.interface_id, packet.timestamp.as_nanos() as u64);
                         let data = packet.data.into_owned();
+                        let link = reader.interfaces().get(interface as usize).map(|interface| interface.linktype);
+                        if link != Some(DataLink::ETHERNET) {
+                            return Some(Err(link.map_or_else(
+                                || format!("the capture file is damaged: a packet of interface {interface}, which is not described"),
+                                not_ethernet,
+                            )));
+                        }
                         return Some(Ok((in_units_of(reader, interface, raw), data)));
                     }
-                    Ok(_) => {}
+                    // A poller reads this, and must not be kept from its other ports.
+                    Ok(_) if skipped == BLOCKS_BETWEEN => {
+                        return Some(Err(format!(
+                            "the capture file is damaged: more than {BLOCKS_BETWEEN} blocks without a packet"
+                        )));
+                    }
+                    Ok(_) => skipped += 1,
                     Err(error) => return Some(Err(describe(error))),
                 }
             },
         }
     }
+}
+
+fn not_ethernet(link: DataLink) -> String {
+    format!("captured on {link:?}, but only Ethernet frames can be replayed")
 }
 
 /// A pcapng time stamp. The crate takes every time stamp for nanoseconds, but its unit is an option of the interface
@@ -152,6 +169,7 @@ pub(crate) struct PcapInput {
 impl PcapInput {
     /// Opens a pcap or pcapng file, whose first `skip` frames have been replayed before.
     pub fn open(file: File, skip: u64) -> Result<PcapInput, String> {
+        check_regular(&file)?;
         let mut reader = Reader::open(file)?;
         for _ in 0..skip {
             // Damage shows when it is read again.
@@ -230,27 +248,63 @@ impl PcapInput {
     }
 }
 
+/// A poller reads and writes the file, and would wait for whoever has the other end of a pipe or a terminal.
+fn check_regular(file: &File) -> Result<(), String> {
+    match file.metadata() {
+        Ok(metadata) if metadata.is_file() => Ok(()),
+        Ok(_) => Err("not a regular file, so that the switch might have to wait for it; to look into a port with \
+                      another program, use viaduct capture"
+            .to_owned()),
+        Err(error) => Err(error.to_string()),
+    }
+}
+
 /// Records what is sent to the port, with nanoseconds.
+///
+/// Records are gathered and written together. A write that fails is taken back as a whole, so that a file whose disk was
+/// full for a while has only whole records.
 #[derive(Debug)]
 pub(crate) struct PcapOutput {
-    file: BufWriter<File>,
+    file: File,
+    /// Where the file ends, if all has gone well.
+    end: u64,
+    /// Records that are not in the file yet.
     buffer: Vec<u8>,
+    /// The last write failed: the next ones are tried at once, one record each.
+    failing: bool,
 }
+
+/// Bytes that are gathered.
+const GATHERED: usize = 1 << 16;
 
 impl PcapOutput {
     /// Starts a capture file in `file`, or goes on with one that a switch before this one has begun.
-    pub fn create(file: File, begun: bool) -> Result<PcapOutput, String> {
-        let mut file = BufWriter::with_capacity(1 << 16, file);
-        if begun {
-            return Ok(PcapOutput { file, buffer: Vec::new() });
+    pub fn create(mut file: File, begun: bool) -> Result<PcapOutput, String> {
+        check_regular(&file)?;
+        let failed = |error: &dyn std::fmt::Display| format!("the capture file cannot be written: {error}");
+        if !begun {
+            let resolution = TsResolution::NanoSecond;
+            PcapHeader { ts_resolution: resolution, snaplen: SLOT_SIZE as u32, ..PcapHeader::default() }
+                .write_to(&mut file)
+                .map_err(|error| failed(&error))?;
         }
-        let resolution = TsResolution::NanoSecond;
-        PcapHeader { ts_resolution: resolution, snaplen: SLOT_SIZE as u32, ..PcapHeader::default() }
-            .write_to(&mut file)
-            .map_err(|error| error.to_string())
-            .and_then(|_| file.flush().map_err(|error| error.to_string()))
-            .map_err(|error| format!("the capture file cannot be written: {error}"))?;
-        Ok(PcapOutput { file, buffer: Vec::new() })
+        let end = if begun { file.seek(SeekFrom::End(0)) } else { file.stream_position() };
+        let end = end.map_err(|error| failed(&error))?;
+        Ok(PcapOutput { file, end, buffer: Vec::with_capacity(2 * GATHERED), failing: false })
+    }
+
+    /// Writes what is gathered, or none of it. Returns whether it is written.
+    fn write_out(&mut self) -> bool {
+        let written = self.file.write_all(&self.buffer).is_ok();
+        if written {
+            self.end += self.buffer.len() as u64;
+        } else {
+            // What of it is in the file would make all that follows unreadable. If this fails too, so does the next write.
+            let _ = self.file.set_len(self.end).and_then(|()| self.file.seek(SeekFrom::Start(self.end)));
+        }
+        self.failing = !written;
+        self.buffer.clear();
+        written
     }
 }
 
@@ -258,19 +312,91 @@ impl Sink for PcapOutput {
     fn reserve(&mut self, _frames: usize) {}
 
     fn put(&mut self, frame: &Outgoing) -> Put {
-        self.buffer.clear();
         let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
         // The record header (pcap file format, "Packet Record"), in the byte order of the file header, which is big-endian.
         for field in [now.as_secs() as u32, now.subsec_nanos(), frame.len, frame.len] {
             self.buffer.extend_from_slice(&field.to_be_bytes());
         }
         frame.append_to(&mut self.buffer);
-        if self.file.write_all(&self.buffer).is_ok() { Put::Done } else { Put::Failed(DropReason::Io) }
+        if (self.failing || self.buffer.len() >= GATHERED) && !self.write_out() {
+            return Put::Failed(DropReason::Io);
+        }
+        Put::Done
     }
 
     fn flush(&mut self) -> bool {
-        // A failure shows with the next frame.
-        let _ = self.file.flush();
+        // Of those gathered that cannot be written now, nobody hears; the next frame is counted.
+        if !self.buffer.is_empty() {
+            self.write_out();
+        }
         false
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::forward::span_of;
+
+    /// A file that takes so many bytes and no more, page by page, as a disk that becomes full.
+    fn small_disk(bytes: u64) -> File {
+        // SAFETY: a fresh descriptor, taken over at once.
+        let file = unsafe {
+            let flags = libc::MFD_CLOEXEC | libc::MFD_ALLOW_SEALING;
+            File::from_raw_fd(libc::memfd_create(c"disk".as_ptr(), flags))
+        };
+        file.set_len(bytes).expect("it can grow");
+        // SAFETY: a plain fcntl call.
+        assert_eq!(unsafe { libc::fcntl(file.as_raw_fd(), libc::F_ADD_SEALS, libc::F_SEAL_GROW) }, 0);
+        file
+    }
+
+    #[test]
+    fn a_recording_on_a_full_disk_ends_with_a_whole_record() {
+        let disk = small_disk(8192);
+        let mut output = PcapOutput::create(disk.try_clone().expect("a descriptor"), false).expect("a regular file");
+        let mut frame = vec![0x5a; 984];
+        let body = [span_of(&mut frame).expect("a frame")];
+        let outgoing =
+            Outgoing { net: 0, csum_offset: 0, prefix: [0; 3], prefix_len: 0, body: &body, skip: 0, len: 984 };
+        for _ in 0..5 {
+            assert_eq!(output.put(&outgoing), Put::Done);
+        }
+        output.flush();
+        // The next five do not fit: three of them and a bit of the fourth would.
+        for _ in 0..5 {
+            assert_eq!(output.put(&outgoing), Put::Done);
+        }
+        output.flush();
+        assert_eq!(disk.metadata().expect("a file").len(), 24 + 5 * 1000);
+        assert_eq!(output.put(&outgoing), Put::Failed(DropReason::Io), "it is known now");
+        assert_eq!(disk.metadata().expect("a file").len(), 24 + 5 * 1000);
+    }
+
+    #[test]
+    fn pipes_are_refused() {
+        let (reader, writer) = std::io::pipe().expect("a pipe");
+        let refused = PcapInput::open(OwnedFd::from(reader).into(), 0).expect_err("a pipe").to_string();
+        assert!(refused.contains("regular file"), "{refused}");
+        assert!(PcapOutput::create(OwnedFd::from(writer).into(), false).is_err());
+    }
+
+    #[test]
+    fn endless_blocks_without_packets_end() {
+        let mut bytes =
+            [&0x0a0d_0d0au32.to_le_bytes()[..], &28u32.to_le_bytes(), &0x1a2b_3c4du32.to_le_bytes()].concat();
+        bytes.extend([1, 0, 0, 0]);
+        bytes.extend([0xff; 8]);
+        bytes.extend(28u32.to_le_bytes());
+        for _ in 0..=BLOCKS_BETWEEN {
+            bytes.extend(0x7777u32.to_le_bytes());
+            bytes.extend(12u32.to_le_bytes());
+            bytes.extend(12u32.to_le_bytes());
+        }
+        let mut file = small_disk(bytes.len() as u64);
+        file.write_all(&bytes).and_then(|()| file.rewind()).expect("room");
+        let mut reader = Reader::open(file).expect("a capture");
+        let said = reader.next().expect("not the end").expect_err("damaged");
+        assert!(said.contains("without a packet"), "{said}");
     }
 }

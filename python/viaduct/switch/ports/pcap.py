@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from typing import TYPE_CHECKING
 
 from viaduct.switch.config import ConfigError, PcapPort
@@ -31,7 +32,7 @@ class Pcap(Port):
     def _open_files(self, skip: int = 0, begun: bool = False) -> None:
         if self.config.file is not None:
             try:
-                with open(self.config.file, "rb") as file:
+                with open(self.config.file, "rb", opener=_at_once) as file:
                     self.data_path.attach_replay(self.number, file.fileno(), skip)
             except OSError as error:
                 raise ConfigError(f"cannot read {self.config.file!r}: {error.strerror}", ("file",)) from None
@@ -41,7 +42,14 @@ class Pcap(Port):
             self.data_path.attach_null(self.number)
             return
         try:
-            with open(self.config.out, "ab" if begun else "wb") as file:
+            with open(self.config.out, "ab" if begun else "wb", opener=_at_once) as file:
                 self.data_path.attach_record(self.number, file.fileno(), begun and file.tell() > 0)
         except OSError as error:
             raise ConfigError(f"cannot write {self.config.out!r}: {error.strerror}", ("out",)) from None
+        except ValueError as error:
+            raise ConfigError(f"{self.config.out!r}: {error}", ("out",)) from None
+
+
+def _at_once(path: str, flags: int) -> int:
+    """Opens without waiting for the other end of a pipe, which is refused then: it would hold up everybody."""
+    return os.open(path, flags | os.O_NONBLOCK, 0o666)
