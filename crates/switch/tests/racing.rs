@@ -80,7 +80,7 @@ impl Racer {
         // SAFETY: a fresh descriptor, taken over at once.
         let file = unsafe { OwnedFd::from_raw_fd(libc::memfd_create(c"racer".as_ptr(), libc::MFD_CLOEXEC)) };
         std::fs::File::from(file.try_clone().expect("a descriptor")).set_len(SIZE + 2 * GUARD).expect("it can grow");
-        let half = SIZE / 2 & !0xfff;
+        let half = (SIZE / 2) & !0xfff;
         let region = |start: u64, end: u64| RegionSpec {
             guest_addr: start,
             size: end - start,
