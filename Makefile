@@ -14,7 +14,7 @@ export PYO3_PYTHON := $(abspath $(BIN)/python)
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test dev lint unit interop rust-test rust-peers bench bench-quick bench-instructions soak soak-short fuzz fuzz-short docs-check format clean distclean
+.PHONY: help demo test dev lint unit interop rust-test rust-peers bench bench-quick bench-reliability bench-instructions soak soak-short fuzz fuzz-short docs-check format clean distclean
 
 help: ## what there is to make
 	@echo 'Viaduct: a user-space virtual switch and hypervisor. See README.md.'
@@ -86,6 +86,10 @@ bench: dev $(STAMPS)/bench ## testpmd, Open vSwitch with DPDK and Viaduct side b
 bench-quick: dev $(STAMPS)/bench ## the same, with less of everything
 	@setup/debian_packages.sh
 	$(RUST) $(BIN)/python -m bench --quick
+
+bench-reliability: dev $(STAMPS)/bench ## Viaduct and Open vSwitch killed, their guests killed, a storm: a table in docs/reliability.md
+	@setup/debian_packages.sh
+	$(RUST) $(BIN)/python -m bench.reliability
 
 bench-instructions: dev $(VENV)/lint.env ## instructions per packet, compared with those kept in bench/results; UPDATE=1 keeps new ones
 	$(LINT) $(BIN)/python -m bench.instructions $(if $(UPDATE),--update)

@@ -47,6 +47,10 @@ class BackEnd(ABC):
     def start(self, options: Sequence[str] = ()) -> None:
         """Start it; returns when its process runs, not when its sockets exist. `options` are added to its command."""
 
+    def restart(self) -> None:
+        """Start the switch again after its process was killed, with what is left of it in place."""
+        self.start()
+
     @abstractmethod
     def program(self) -> Program:
         """The process that forwards."""

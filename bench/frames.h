@@ -13,6 +13,7 @@
  *            identity, so a receiver can verify any sample of them.
  *   stamped  one frame in `stamp` comes from a pool of its own and gets a sequence number and the time-stamp counter
  *            each time it is sent: reordering, duplication and latency are seen on these.
+ *   storm    broadcast by a third port that wants to be in the way; the others put it aside.
  */
 #ifndef VIADUCT_BENCH_FRAMES_H
 #define VIADUCT_BENCH_FRAMES_H
@@ -31,6 +32,7 @@
 #define STATIONS_MAX 65536u
 #define KIND_PLAIN 0x5649u
 #define KIND_STAMPED 0x5653u
+#define KIND_STORM 0x5654u
 
 struct frame_head {
 	struct rte_ether_hdr ether;
@@ -44,14 +46,17 @@ struct frame_head {
 
 _Static_assert(sizeof(struct frame_head) == FRAME_MIN, "the head must fill the smallest frame");
 
-/* The address of station `n` behind side `side`: 02:SS:56:NN:NN:NN. */
+/* Tells the stations of several generators on one switch apart. */
+static uint8_t site;
+
+/* The address of station `n` behind side `side`: 02:SS:56:NN:NN:NN, at another site 57 and so on. */
 static inline void station_ether(struct rte_ether_addr *address, unsigned side, uint32_t n)
 {
 	uint8_t *b = address->addr_bytes;
 
 	b[0] = 0x02;
 	b[1] = (uint8_t)side;
-	b[2] = 0x56;
+	b[2] = (uint8_t)(0x56 + site);
 	b[3] = (uint8_t)(n >> 16);
 	b[4] = (uint8_t)(n >> 8);
 	b[5] = (uint8_t)n;

@@ -1,7 +1,7 @@
 /*
  * Traffic generator and sink: one core, two virtio-user ports (DPDK), driven by commands on standard input.
  *
- *   generator EAL-OPTIONS -- --port VDEV-ARGS --port VDEV-ARGS [--port ...] [--patience SECONDS]
+ *   generator EAL-OPTIONS -- --port VDEV-ARGS --port VDEV-ARGS [--port ...] [--patience SECONDS] [--site N]
  *
  * Each VDEV-ARGS is what follows the device name in DPDK's --vdev=net_virtio_user0,... The ports are attached after DPDK
  * is ready, again and again until the back-end's socket accepts (or, with server=1, until the back-end has connected):
@@ -14,6 +14,8 @@
  *     seconds=S  interval=S (length of a sample)  both=0|1  size=BYTES  burst=N  rate=PPS for each direction (0: no limit)
  *     sources=N  destinations=N (stations on the sending / receiving side)  stamp=N (every Nth frame is stamped)
  *     check=N (every Nth received frame is verified)  until_first=1 (end as soon as a frame has come through)
+ *     storm=1 (the third port broadcasts as fast as it can; the others put that aside, it is in no count but `storm`)
+ *     shared=1 (others send on this switch too: put aside what was flooded and is not for us)
  *   announce KEY=VALUE ...   send one frame from each station that such a run addresses, for switches that learn
  *   quit
  *
@@ -45,6 +47,8 @@
 #define RECEIVE_BURST 64
 #define SAMPLES_MAX 4096
 #define SIDES 2
+#define STORM_PORT 2
+#define STORM_BURST 32
 /* After a pause a rate-limited sender may catch up by so many frames, not by an endless backlog. */
 #define CREDIT_MAX 4096.0
 /* The ring is considered drained when nothing has arrived for so long. */
@@ -55,7 +59,7 @@ struct settings {
 	double seconds, interval, rate;
 	unsigned size, burst, stamp, check;
 	uint32_t sources, destinations;
-	bool both, until_first;
+	bool both, until_first, storm, shared;
 };
 
 struct direction { /* from side `index` to the other side */
@@ -75,7 +79,8 @@ struct sample {
 static struct direction directions[SIDES];
 static struct sample samples[SAMPLES_MAX];
 static struct latency latencies;
-static struct rte_mempool *receive_pool, *plain_pool[SIDES], *stamped_pool[SIDES];
+static struct rte_mempool *receive_pool, *plain_pool[SIDES], *stamped_pool[SIDES], *storm_pool;
+static uint64_t storm_sent;
 static unsigned prepared_size;
 static bool addresses_used;
 static uint32_t announced_stations;
@@ -228,6 +233,59 @@ static void verify(const struct rte_mbuf *m, const struct settings *s, struct di
 	latency_add(&latencies, now - f->sent);
 }
 
+static unsigned discard(uint16_t port)
+{
+	struct rte_mbuf *frames[RECEIVE_BURST];
+	unsigned count = rte_eth_rx_burst(port, 0, frames, RECEIVE_BURST);
+
+	rte_pktmbuf_free_bulk(frames, count);
+	return count;
+}
+
+static void prepare_storm(struct rte_mempool *pool, void *unused, void *object, unsigned index)
+{
+	struct rte_mbuf *m = object;
+	struct frame_head *f = (void *)((char *)m->buf_addr + RTE_PKTMBUF_HEADROOM);
+
+	(void)pool;
+	(void)unused;
+	frame_write(f, FRAME_MIN, STORM_PORT, index, KIND_STORM);
+	memset(f->ether.dst_addr.addr_bytes, 0xff, sizeof f->ether.dst_addr.addr_bytes);
+}
+
+/* One burst of broadcasts, and whatever the others have sent to everybody. */
+static inline void rage(void)
+{
+	struct rte_mbuf *frames[STORM_BURST];
+	unsigned sent;
+
+	discard(STORM_PORT);
+	if (rte_pktmbuf_alloc_bulk(storm_pool, frames, STORM_BURST))
+		return; /* all are in the ring: it is full */
+	for (unsigned i = 0; i < STORM_BURST; i++)
+		frames[i]->pkt_len = frames[i]->data_len = FRAME_MIN;
+	sent = rte_eth_tx_burst(STORM_PORT, 0, frames, STORM_BURST);
+	storm_sent += sent;
+	if (sent < STORM_BURST)
+		rte_pktmbuf_free_bulk(frames + sent, STORM_BURST - sent);
+}
+
+/* Free the frames that are not for side `side` of this site and move the others together. Returns how many are left. */
+static inline unsigned own(struct rte_mbuf **frames, unsigned count, unsigned side)
+{
+	struct rte_ether_addr first;
+	unsigned left = 0;
+
+	station_ether(&first, side, 0);
+	for (unsigned i = 0; i < count; i++)
+		if (memcmp(rte_pktmbuf_mtod(frames[i], const struct frame_head *)->ether.dst_addr.addr_bytes,
+			   first.addr_bytes, 3))
+			rte_pktmbuf_free(frames[i]);
+		else
+			frames[left++] = frames[i];
+	return left;
+}
+
 /* Receive at the far end of direction `side`. */
 static inline unsigned receive(unsigned side, const struct settings *s)
 {
@@ -235,6 +293,8 @@ static inline unsigned receive(unsigned side, const struct settings *s)
 	struct rte_mbuf *frames[RECEIVE_BURST];
 	unsigned count = rte_eth_rx_burst((uint16_t)!side, 0, frames, RECEIVE_BURST);
 
+	if (unlikely(s->storm || s->shared))
+		count = own(frames, count, !side);
 	if (!count)
 		return 0;
 	if (unlikely(first_received == 0))
@@ -250,15 +310,6 @@ static inline unsigned receive(unsigned side, const struct settings *s)
 		d->since_check = 0;
 	}
 	d->received += count;
-	rte_pktmbuf_free_bulk(frames, count);
-	return count;
-}
-
-static unsigned discard(uint16_t port)
-{
-	struct rte_mbuf *frames[RECEIVE_BURST];
-	unsigned count = rte_eth_rx_burst(port, 0, frames, RECEIVE_BURST);
-
 	rte_pktmbuf_free_bulk(frames, count);
 	return count;
 }
@@ -319,9 +370,10 @@ static void print_result(const struct settings *s, double start, double end, uns
 	}
 	printf("{\"event\":\"result\",\"start\":%.6f,\"end\":%.6f,\"size\":%u,\"first\":%.6f,\"offered\":%lu,\"sent\":%lu,"
 	       "\"received\":%lu,\"lost\":%" PRId64 ",\"stamped\":%lu,\"checked\":%lu,\"corrupt\":%lu,\"disordered\":%lu,"
-	       "\"loops\":%lu,\"empty_loops\":%lu,\"samples\":[",
+	       "\"loops\":%lu,\"empty_loops\":%lu,\"storm\":%lu,\"samples\":[",
 	       start, end, s->size, first_received, sum.offered, sum.sent, sum.received,
-	       (int64_t)(sum.sent - sum.received), sum.stamps, sum.checked, sum.corrupt, sum.disordered, loops, empty);
+	       (int64_t)(sum.sent - sum.received), sum.stamps, sum.checked, sum.corrupt, sum.disordered, loops, empty,
+	       storm_sent);
 	for (unsigned i = 0; i < count; i++)
 		printf("%s{\"time\":%.6f,\"sent\":%lu,\"received\":%lu,\"gap_us\":%.1f}", i ? "," : "", samples[i].time,
 		       samples[i].sent, samples[i].received, (double)samples[i].longest_gap / per_us);
@@ -347,6 +399,7 @@ static void run(const struct settings *s)
 		prepare(s->size);
 	addresses_used = s->sources > 1 || s->destinations > 1;
 	memset(directions, 0, sizeof directions);
+	storm_sent = 0;
 	latency_clear(&latencies);
 	first_received = 0;
 	start = now_epoch();
@@ -365,8 +418,10 @@ static void run(const struct settings *s)
 		if (s->both)
 			work += transmit(1, s, now);
 		work += receive(0, s);
-		if (s->both)
+		if (s->both || s->storm)
 			work += receive(1, s);
+		if (s->storm)
+			rage();
 		loops++;
 		empty += !work;
 		if (now >= next && count < SAMPLES_MAX) {
@@ -420,6 +475,10 @@ static bool set(struct settings *s, const char *key, const char *value)
 		s->until_first = v > 0;
 	else if (!strcmp(key, "both"))
 		s->both = v > 0;
+	else if (!strcmp(key, "shared"))
+		s->shared = v > 0;
+	else if (!strcmp(key, "storm"))
+		s->storm = v > 0;
 	else
 		return false;
 	return true;
@@ -453,6 +512,8 @@ static void command(char *line)
 			fail("this setting is unknown or its value out of range; see the head of generator.c");
 		}
 	}
+	if (s.storm && !storm_pool)
+		fail("a storm needs a third port");
 	action(&s);
 }
 
@@ -505,8 +566,10 @@ int main(int argc, char **argv)
 			ports[count++] = argv[i + 1];
 		else if (!strcmp(argv[i], "--patience"))
 			patience = atof(argv[i + 1]);
+		else if (!strcmp(argv[i], "--site"))
+			site = (uint8_t)atoi(argv[i + 1]);
 		else
-			fail("options are --port VDEV-ARGUMENTS (2 to 32) and --patience SECONDS");
+			fail("options are --port VDEV-ARGUMENTS (2 to 32), --patience SECONDS and --site N");
 	}
 	if (count < SIDES)
 		fail("two ports are needed: --port path=SOCKET,... twice");
@@ -514,6 +577,10 @@ int main(int argc, char **argv)
 	for (unsigned side = 0; side < SIDES; side++) {
 		plain_pool[side] = pool("plain", side, 4095);
 		stamped_pool[side] = pool("stamped", side, 1023);
+	}
+	if (count > STORM_PORT) {
+		storm_pool = pool("storm", 0, 1023);
+		rte_mempool_obj_iter(storm_pool, prepare_storm, NULL);
 	}
 	prepare(FRAME_MIN);
 	printf("{\"event\":\"started\",\"time\":%.6f,\"tsc_hz\":%lu}\n", now_epoch(), rte_get_tsc_hz());

@@ -38,7 +38,8 @@ RING_MODES = {
 class Load(msgspec.Struct, frozen=True):
     """What is sent. Rates are packets a second for each direction, 0 for as fast as possible; `stamp` and `check`
     give the share (one in so many) of frames that carry a sequence number, and that the receiver verifies;
-    `until_first` ends the run with the first frame that comes through."""
+    `until_first` ends the run with the first frame that comes through; with `storm` a third port broadcasts;
+    with `shared` what others send on the same switch is put aside."""
 
     size: int = 64
     both: bool = False
@@ -49,6 +50,8 @@ class Load(msgspec.Struct, frozen=True):
     stamp: int = 64
     check: int = 64
     until_first: bool = False
+    storm: bool = False
+    shared: bool = False
 
     def words(self) -> str:
         return " ".join(f"{key}={float(value):.12g}" for key, value in msgspec.to_builtins(self).items())
@@ -94,6 +97,7 @@ class Result(msgspec.Struct, frozen=True):
     disordered: int
     loops: int
     empty_loops: int
+    storm: int
     samples: list[Sample]
     latency_us: Latency | None
 
@@ -111,7 +115,10 @@ class _Event(msgspec.Struct, frozen=True):
 
 
 class Generator:
-    """One generator process with its two (or more) virtio-user ports on the given sockets."""
+    """One generator process with its two (or more) virtio-user ports on the given sockets.
+
+    Generators on the same switch need different sites, or their stations have the same addresses.
+    """
 
     def __init__(
         self,
@@ -121,6 +128,7 @@ class Generator:
         *,
         hugepages: bool = True,
         queue_size: int = QUEUE_SIZE,
+        site: int = 0,
     ) -> None:
         memory = ["--single-file-segments", "--in-memory"] if hugepages else ["--no-huge"]
         # fmt: off
@@ -133,6 +141,7 @@ class Generator:
             options = f",{mode.options}" if mode.options else ""
             mac = f"02:00:00:00:01:{index:02x}"
             command += ["--port", f"path={socket},queues=1,queue_size={queue_size},mac={mac}{options}"]
+        command += ["--site", str(site)]
         self.program = Program("generator", command)
         self.tsc_hz = self._event("started").tsc_hz
 

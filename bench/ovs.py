@@ -83,6 +83,9 @@ class Ovs(BackEnd):
             if self.connects:
                 kind = ["type=dpdkvhostuserclient", f"options:vhost-server-path={port}"]
             self._configure("add-port", "bench", port.name, "--", "set", "Interface", port.name, *kind)
+        self._launch()
+
+    def _launch(self) -> None:
         switchd = next((path for path in _SWITCHD if Path(path).exists()), None)
         if switchd is None:
             raise ProgramError("Open vSwitch with DPDK is missing: apt-get install openvswitch-switch-dpdk")
@@ -94,6 +97,9 @@ class Ovs(BackEnd):
             environment=self._environment,
         )
         self.launched = self._switch.started
+
+    def restart(self) -> None:
+        self._launch()
 
     def program(self) -> Program:
         assert self._switch is not None

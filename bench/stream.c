@@ -2,8 +2,9 @@
  * A TCP stream that costs its two ends as little as possible, so that what lies between them shows. Linked statically: it
  * runs in a guest beside busybox as well as on the host.
  *
- *   stream serve PORT                  count and judge streams, one process for each, until killed
+ *   stream serve PORT                  count and judge streams, one process for each, and echo datagrams, until killed
  *   stream send HOST PORT SECONDS      send for so long; prints one JSON object when the server has counted everything
+ *   stream probe HOST PORT SECONDS     a numbered datagram each 2 ms; prints the longest time without an answer
  *
  * The content is one block, again and again. The sender hands the block's pages to the kernel (sendfile), the receiver
  * lets the kernel throw the bytes away (recv with MSG_TRUNC, tcp(7)) except for the first part of each block, which it
@@ -15,6 +16,7 @@
 #include <errno.h>
 #include <inttypes.h>
 #include <netinet/tcp.h>
+#include <poll.h>
 #include <signal.h>
 #include <stdint.h>
 #include <stdio.h>
@@ -27,6 +29,7 @@
 #include <unistd.h>
 
 enum { BLOCK = 1 << 20, COMPARED = 1 << 16 };
+#define PROBE_SECONDS 0.002
 
 struct verdict {
 	uint64_t bytes, compared, damaged;
@@ -83,12 +86,31 @@ static void judge(int stream)
 		fail("the verdict cannot be sent");
 }
 
+static void echo(uint16_t port)
+{
+	struct sockaddr_in to = {.sin_family = AF_INET, .sin_port = htons(port)}, from;
+	int datagrams = socket(AF_INET, SOCK_DGRAM, 0);
+	char content[2048];
+
+	if (bind(datagrams, (struct sockaddr *)&to, sizeof to))
+		fail("the port cannot be had");
+	for (;;) {
+		socklen_t length = sizeof from;
+		ssize_t n = recvfrom(datagrams, content, sizeof content, 0, (struct sockaddr *)&from, &length);
+
+		if (n >= 0)
+			sendto(datagrams, content, (size_t)n, 0, (struct sockaddr *)&from, length);
+	}
+}
+
 static void serve(uint16_t port)
 {
 	struct sockaddr_in to = {.sin_family = AF_INET, .sin_port = htons(port)};
 	int listening = socket(AF_INET, SOCK_STREAM, 0), yes = 1;
 
 	signal(SIGCHLD, SIG_IGN);
+	if (fork() == 0)
+		echo(port);
 	setsockopt(listening, SOL_SOCKET, SO_REUSEADDR, &yes, sizeof yes);
 	if (bind(listening, (struct sockaddr *)&to, sizeof to) || listen(listening, 8))
 		fail("the port cannot be had");
@@ -103,6 +125,41 @@ static void serve(uint16_t port)
 		}
 		close(stream);
 	}
+}
+
+static void probe(const char *host, uint16_t port, double seconds)
+{
+	struct sockaddr_in to = {.sin_family = AF_INET, .sin_port = htons(port)};
+	int datagrams = socket(AF_INET, SOCK_DGRAM, 0);
+	uint64_t sent = 0, answered = 0, doubled = 0, number;
+	double begin = now(), next = begin, last = begin, longest = 0, end;
+	uint8_t *seen = calloc(1, (size_t)(seconds / PROBE_SECONDS) + 2);
+
+	if (inet_pton(AF_INET, host, &to.sin_addr) != 1 || !seen)
+		fail("the host is an IPv4 address");
+	while ((end = now()) < begin + seconds) {
+		struct pollfd waiting = {.fd = datagrams, .events = POLLIN};
+
+		if (end >= next && sent < (uint64_t)(seconds / PROBE_SECONDS)) {
+			sendto(datagrams, &sent, sizeof sent, MSG_DONTWAIT, (struct sockaddr *)&to, sizeof to);
+			sent++;
+			next += PROBE_SECONDS;
+		}
+		poll(&waiting, 1, 1);
+		while (recv(datagrams, &number, sizeof number, MSG_DONTWAIT) == sizeof number) {
+			if (number >= sent || seen[number]++) {
+				doubled++;
+				continue;
+			}
+			answered++;
+			end = now();
+			if (end - last > longest)
+				longest = end - last;
+			last = end;
+		}
+	}
+	printf("{\"sent\":%" PRIu64 ",\"answered\":%" PRIu64 ",\"doubled\":%" PRIu64 ",\"longest\":%.4f,\"silent\":%.4f}\n",
+	       sent, answered, doubled, longest, end - last);
 }
 
 static void send_for(const char *host, uint16_t port, double seconds)
@@ -143,7 +200,9 @@ int main(int argc, char **argv)
 		serve((uint16_t)atoi(argv[2]));
 	else if (argc == 5 && !strcmp(argv[1], "send"))
 		send_for(argv[2], (uint16_t)atoi(argv[3]), atof(argv[4]));
+	else if (argc == 5 && !strcmp(argv[1], "probe"))
+		probe(argv[2], (uint16_t)atoi(argv[3]), atof(argv[4]));
 	else
-		fprintf(stderr, "usage: stream serve PORT | stream send HOST PORT SECONDS\n");
+		fprintf(stderr, "usage: stream serve PORT | stream send HOST PORT SECONDS | stream probe HOST PORT SECONDS\n");
 	return argc == 5 ? 0 : 2;
 }

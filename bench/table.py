@@ -39,12 +39,14 @@ def _spread(value: Spread | None) -> str:
     return "-" if value is None else f"{value.median:.2f} [{value.low:.2f}-{value.high:.2f}]"
 
 
-def _row(cells: Sequence[str]) -> str:
+def row(cells: Sequence[str]) -> str:
+    """One row of a table."""
     return f"| {' | '.join(cells)} |"
 
 
-def _head(cells: Sequence[str]) -> list[str]:
-    return [_row(cells), _row(["---"] * len(cells))]
+def head(cells: Sequence[str]) -> list[str]:
+    """The first two lines of a table."""
+    return [row(cells), row(["---"] * len(cells))]
 
 
 def _subject(cell: Cell) -> str:
@@ -64,7 +66,7 @@ def throughput(report: Report, part: str, size: int | None = None) -> list[str]:
     names = list(report.titles)
     ours = OURS in names
     peers = _peers(report) if ours else []
-    lines = _head(
+    lines = head(
         [
             "cycles per packet (Mpps)",
             *(report.titles[name] for name in names),
@@ -78,7 +80,7 @@ def throughput(report: Report, part: str, size: int | None = None) -> list[str]:
         basis, rounds = summary.choose(cell.rounds)
         mark = {"near, undisturbed": "", "near": "*", "far": "**", "all": "***"}[basis]
         lines.append(
-            _row(
+            row(
                 [
                     _subject(cell),
                     *(_measured(rounds, name) for name in names),
@@ -96,7 +98,7 @@ def variants(report: Report, part: str) -> list[str]:
     lines: list[str] = []
     for other in others:
         rows = [
-            _row(
+            row(
                 [
                     _subject(cell),
                     _measured(rounds, plain.name),
@@ -115,7 +117,7 @@ def variants(report: Report, part: str) -> list[str]:
         if rows:
             lines += [
                 "",
-                *_head(["cycles per packet (Mpps)", *titles, "cycles, ratio", "rate, ratio", "rounds"]),
+                *head(["cycles per packet (Mpps)", *titles, "cycles, ratio", "rate, ratio", "rounds"]),
                 *rows,
             ]
     return lines[1:]
@@ -127,13 +129,13 @@ def streams(report: Report) -> list[str]:
     for part in report.streams:
         if not part.rounds:
             continue
-        lines += ["", *_head([STREAM_TITLES[part.part], "MB/s", "cycles of the switch per byte", "our rate, ratio"])]
+        lines += ["", *head([STREAM_TITLES[part.part], "MB/s", "cycles of the switch per byte", "our rate, ratio"])]
         for name, title in part.titles.items():
             rate = part.figures(name, lambda turn: turn.rate)
             cycles = part.figures(name, lambda turn: turn.cycles)
             ratio = part.ratio(OUR_STREAMS, name, lambda turn: turn.rate)
             lines.append(
-                _row(
+                row(
                     [
                         title,
                         f"{rate.median / 1e6:.0f}" if rate else "-",
@@ -149,7 +151,7 @@ def streams(report: Report) -> list[str]:
 
 def latency(report: Report) -> list[str]:
     """Percentiles of latency by rate and back-end: medians over the rounds."""
-    lines = _head(["latency p50 / p99, us", *report.titles.values(), "rounds"])
+    lines = head(["latency p50 / p99, us", *report.titles.values(), "rounds"])
     for cell in report.cells:
         if not cell.rounds or cell.part != "latency":
             continue
@@ -165,7 +167,7 @@ def latency(report: Report) -> list[str]:
                 for percentile in ("p50", "p99")
             )
             words.append(f"{middle.median:.2f} / {tail.median:.2f}" if middle and tail else "-")
-        lines.append(_row([f"{cell.load.rate / 1e6:g} Mpps", *words, str(len(rounds))]))
+        lines.append(row([f"{cell.load.rate / 1e6:g} Mpps", *words, str(len(rounds))]))
     return lines if len(lines) > 2 else []
 
 
@@ -176,12 +178,12 @@ def footprint(report: Report) -> list[str]:
     names = [name for name in report.titles if name in report.footprints]
     prints = [report.footprints[name] for name in names]
     return [
-        *_head(["two connected ports", *(report.titles[name] for name in names)]),
-        _row(["resident memory, guests' not counted", *(f"{p.own_small / 1e6:.0f} MB" for p in prints)]),
-        _row(["hugepages of its own", *(f"{p.own_huge / 1e6:.0f} MB" for p in prints)]),
-        _row(["CPU, no traffic", *(f"{p.cpu_idle:.1%}" for p in prints)]),
-        _row(["CPU, 10,000 packets a second", *(f"{p.cpu_10k:.1%}" for p in prints)]),
-        _row(["process start to first forwarded packet", *(f"{p.first_packet_median:.2f} s" for p in prints)]),
+        *head(["two connected ports", *(report.titles[name] for name in names)]),
+        row(["resident memory, guests' not counted", *(f"{p.own_small / 1e6:.0f} MB" for p in prints)]),
+        row(["hugepages of its own", *(f"{p.own_huge / 1e6:.0f} MB" for p in prints)]),
+        row(["CPU, no traffic", *(f"{p.cpu_idle:.1%}" for p in prints)]),
+        row(["CPU, 10,000 packets a second", *(f"{p.cpu_10k:.1%}" for p in prints)]),
+        row(["process start to first forwarded packet", *(f"{p.first_packet_median:.2f} s" for p in prints)]),
     ]
 
 
@@ -205,7 +207,7 @@ def second_poller(report: Report) -> list[str]:
 def against_targets(report: Report) -> list[str]:
     """Each target with what was measured, and what bounds those that are missed."""
     found = targets.rows(report)
-    return [*_head(["target", "limit", "measured", "verdict"]), *map(_row, found)] if found else []
+    return [*head(["target", "limit", "measured", "verdict"]), *map(row, found)] if found else []
 
 
 def verification(report: Report) -> list[str]:

@@ -60,10 +60,17 @@ class Viaduct(BackEnd):
             raise ProgramError("there is no `viaduct` beside this Python or in PATH: make dev")
         words = [*self.launcher, *base, "switch", "--control", str(self.directory / "control")]
         for index, path in enumerate(self.sockets):
-            words += ["--port", f"p{index}=vhost-user:{path}{self.port_options}"]
+            role = ",client" if self.connects else ""
+            words += ["--port", f"p{index}=vhost-user:{path}{role}{self.port_options}"]
         words += ["--pollers", str(self.cpu), "--polling", self.polling, *options]
         self._program = Program(self.name, words, cpu=self.cpu)
         self.launched = self._program.started
+
+    def restart(self) -> None:
+        if self._control is not None:
+            self._control.close()
+            self._control = None
+        self.start()
 
     def program(self) -> Program:
         assert self._program is not None

@@ -84,7 +84,7 @@ def test_a_spread_is_the_tenth_to_the_ninetieth_percentile() -> None:
 
 def test_rates_are_those_of_the_intervals() -> None:
     samples = [Sample(10.5, 60, 50, 0), Sample(11.0, 170, 150, 0)]
-    result = Result(10, 11, 64, 10, 0, 170, 150, 20, 0, 0, 0, 0, 0, 0, samples, None)
+    result = Result(10, 11, 64, 10, 0, 170, 150, 20, 0, 0, 0, 0, 0, 0, 0, samples, None)
     assert result.rates() == [100, 200]
 
 
