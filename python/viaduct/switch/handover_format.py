@@ -74,7 +74,8 @@ class SwitchData(msgspec.Struct, frozen=True, kw_only=True, tag="switch", tag_fi
 
 
 class PortData(msgspec.Struct, frozen=True, kw_only=True, tag="port", tag_field="kind"):
-    """A port: what it has open. `taps`: the queues of an interface, and which offloads it accepts."""
+    """A port: what it has open. `taps`: the queues of an interface, with the offloads that it accepts
+    and whether it was there before the switch."""
 
     name: str
     broken: str | None = None
@@ -82,6 +83,7 @@ class PortData(msgspec.Struct, frozen=True, kw_only=True, tag="port", tag_field=
     session: SessionData | None = None
     taps: list[int] = []
     accepted: list[str] = []
+    interface_found: bool = False
 
 
 class Counted(msgspec.Struct, frozen=True, array_like=True):

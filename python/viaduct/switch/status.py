@@ -43,7 +43,8 @@ class PortStatus(msgspec.Struct, frozen=True, kw_only=True):
 
     `config`: its short form, `vhost-user:/run/vm1.sock,queues=2`. `queues`: queue pairs in use. `features`: names of
     the features that both sides agreed on. `ring`: layout of its virtqueues. `iommu`: if the guest's addresses are
-    translated. `detail`: why the link is not up.
+    translated. `detail`: why the link is not up. `retry_in`: seconds until the switch tries again by itself, where it
+    does.
     """
 
     name: str
@@ -57,6 +58,7 @@ class PortStatus(msgspec.Struct, frozen=True, kw_only=True):
     mtu: int | None = None
     iommu: Iommu | None = None
     detail: str | None = None
+    retry_in: float | None = None
 
 
 class QueueStatistics(msgspec.Struct, frozen=True, kw_only=True):

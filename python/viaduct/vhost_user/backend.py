@@ -14,6 +14,7 @@ import logging
 import signal
 import socket
 import threading
+import time
 from types import TracebackType
 
 from viaduct.vhost_user.device import Device, Peer
@@ -21,7 +22,15 @@ from viaduct.vhost_user.errors import SocketPathError, VhostUserError
 from viaduct.vhost_user.protocol import ProtocolFeature
 from viaduct.vhost_user.session import Session
 from viaduct.vhost_user.socket_access import ANYBODY, SocketAccess
-from viaduct.vhost_user.socket_path import FIRST_RETRY, LAST_RETRY, Listener, check_path, connect, peer_of
+from viaduct.vhost_user.socket_path import (
+    FIRST_RETRY,
+    LAST_RETRY,
+    SLOWEST_LOOK,
+    Listener,
+    check_path,
+    peer_of,
+    try_connect,
+)
 from viaduct.vhost_user.wire import Channel
 
 log = logging.getLogger("viaduct.vhost_user")
@@ -53,6 +62,10 @@ class Backend:
         self._session: Session | None = None
         self._serving: asyncio.Task[None] | None = None
         self._task: asyncio.Task[None] | None = None
+        self.unreachable = ""
+        """Why a client's last attempt to connect failed."""
+        self.next_try: float | None = None
+        """When it tries again, on the monotonic clock."""
 
     async def __aenter__(self) -> Backend:
         await self.start()
@@ -186,21 +199,34 @@ class Backend:
         if self._serving is not None and self._session is not None:
             await asyncio.wait([self._serving])
         while True:
-            try:
-                sock = await connect(self.path)
-            except (SocketPathError, OSError) as error:
-                log.error("port %s: %s; trying again", self.name, error)
-                await asyncio.sleep(LAST_RETRY)
-                continue
+            sock = await self._reach()
             if self._is_stranger(sock):
-                await asyncio.sleep(LAST_RETRY)
+                await self._pause(LAST_RETRY, "a process that is not allowed listens there")
                 continue
             self._serving = self._begin(sock)
             began = loop.time()
             await asyncio.wait([self._serving])
             # Whoever accepts us and hangs up at once is not asked over and over.
             pause = FIRST_RETRY if loop.time() - began > LAST_RETRY else min(2 * pause, LAST_RETRY)
-            await asyncio.sleep(pause)
+            await self._pause(pause, "")
+
+    async def _reach(self) -> socket.socket:
+        """Connects as soon as somebody listens."""
+        pause = FIRST_RETRY
+        while True:
+            try:
+                return try_connect(self.path)
+            except (FileNotFoundError, ConnectionRefusedError, BlockingIOError):
+                await self._pause(pause, "nobody listens there")
+                pause = min(2 * pause, SLOWEST_LOOK)
+            except (SocketPathError, OSError) as error:
+                log.error("port %s: %s; trying again", self.name, error)
+                await self._pause(LAST_RETRY, str(error))
+
+    async def _pause(self, seconds: float, reason: str) -> None:
+        self.unreachable, self.next_try = reason, time.monotonic() + seconds
+        await asyncio.sleep(seconds)
+        self.unreachable, self.next_try = "", None
 
     def _begin(self, sock: socket.socket) -> asyncio.Task[None]:
         session = self._session = Session(Channel(sock), self.device, peer_of(sock, self.path), self.name)

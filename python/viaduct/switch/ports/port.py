@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Protocol
 
@@ -136,6 +137,10 @@ class Port:
     def status(self, up: bool) -> PortStatus:
         """The port as it is now. `up`: the data path can deliver frames to it."""
         link: Link = "broken" if self.broken else "up" if up else "down"
+        detail, retry_in = self.broken or (None if up else self._why_down()), None
+        if (next_try := self._next_try()) is not None:
+            retry_in = max(next_try - time.monotonic(), 0.0)
+            detail = f"{detail}; next try in {retry_in:.1f} s"
         return PortStatus(
             name=self.name,
             kind=self.config.kind,
@@ -147,7 +152,8 @@ class Port:
             features=self._features(),
             mtu=self.mtu,
             iommu=self._iommu(),
-            detail=self.broken or (None if up else self._why_down()),
+            detail=detail,
+            retry_in=retry_in,
         )
 
     def queue_failed(self, index: int, message: str) -> None:
@@ -175,6 +181,10 @@ class Port:
         return ()
 
     def _iommu(self) -> Iommu | None:
+        return None
+
+    def _next_try(self) -> float | None:
+        """When the port tries by itself to get what it lacks, on the monotonic clock."""
         return None
 
     def _why_down(self) -> str:

@@ -16,6 +16,7 @@ from viaduct.switch.config import ConfigError, PortConfig, TapPort
 from viaduct.switch.handover_format import PortData
 
 from .port import Port, PortOwner
+from .retry import Retry
 
 if TYPE_CHECKING:
     from viaduct.vhost_user.handover import Fds
@@ -55,8 +56,15 @@ class Tap(Port):
         super().__init__(owner, name, config)
         self._queues: list[int] = []
         self._accepted: list[str] = []
+        self._found = False
+        """The interface was there before us: whoever made it will make it again, if he wants to."""
+        self._retry = Retry(self._open_again)
 
     async def _start(self) -> None:
+        self._found = _exists(self.config.ifname)
+        self._open()
+
+    def _open(self) -> None:
         try:
             for _ in range(self.pairs):
                 self._queues.append(self._open_queue())
@@ -66,22 +74,50 @@ class Tap(Port):
         except OSError as error:
             raise ConfigError(_explain(self.config, error), ("ifname",)) from None
 
+    def _open_again(self) -> None:
+        if self._found and not _exists(self.config.ifname):
+            raise ConfigError(f"the interface {self.config.ifname!r} is not there", ("ifname",))
+        self._close_queues()
+        self._open()
+        self.broken = None
+        self.owner.report("link-up", f"interface {self.config.ifname} is back", self.name)
+
+    def queue_failed(self, index: int, message: str) -> None:
+        """The interface was deleted: it is opened again when it comes back."""
+        if self.broken is None:
+            super().queue_failed(index, message)
+        self._retry.start()
+
     def _attach(self) -> None:
         for pair, queue in enumerate(self._queues):
             self.data_path.attach_tap(self.number, pair, queue, self._accepted)
 
     async def _stop(self) -> None:
+        self._retry.stop()
+        self._close_queues()
+
+    def _close_queues(self) -> None:
         while self._queues:
             os.close(self._queues.pop())
 
+    async def freeze(self) -> None:
+        self._retry.stop()
+
+    def thaw(self) -> None:
+        if self.broken is not None:
+            self._retry.start()
+
     def save(self, fds: Fds) -> PortData:
         taps = [fds.add(queue) for queue in self._queues]
-        return PortData(name=self.name, broken=self.broken, taps=taps, accepted=self._accepted)
+        return PortData(
+            name=self.name, broken=self.broken, taps=taps, accepted=self._accepted, interface_found=self._found
+        )
 
     async def _adopt(self, data: PortData, fds: Fds) -> None:
         self._queues = [fds.need(queue) for queue in data.taps]
-        self._accepted = data.accepted
-        self._attach()
+        self._accepted, self._found = data.accepted, data.interface_found
+        if data.broken is None:
+            self._attach()
 
     def _open_queue(self) -> int:
         flags = IFF_TAP | IFF_NO_PI | IFF_VNET_HDR | (IFF_MULTI_QUEUE if self.pairs > 1 else 0)
@@ -107,8 +143,21 @@ class Tap(Port):
                 return accepted
         return []
 
+    def _next_try(self) -> float | None:
+        return self._retry.next_try
+
     def _why_down(self) -> str:
         return f"interface {self.config.ifname} is not attached"
+
+
+def _exists(ifname: str) -> bool:
+    import socket
+
+    try:
+        socket.if_nametoindex(ifname)
+    except OSError:
+        return False
+    return True
 
 
 def _set_up(ifname: str) -> None:

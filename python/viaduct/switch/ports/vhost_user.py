@@ -168,11 +168,15 @@ class VhostUser(Port):
         counts = self.backend.iommu_counts
         return Iommu(*counts) if counts is not None else None
 
+    def _next_try(self) -> float | None:
+        return self.backend.next_try
+
     def _why_down(self) -> str:
         path = self.config.path
         if self.backend.peer is None:
             how = f"connecting to {path}" if self.config.client else f"waiting for a front-end on {path}"
-            return f"{how} ({self.device.last_reason})" if self.device.last_reason else how
+            reasons = [reason for reason in (self.device.last_reason, self.backend.unreachable) if reason]
+            return f"{how} ({'; '.join(reasons)})" if reasons else how
         return "connected; the guest's driver has not started its queues"
 
 
