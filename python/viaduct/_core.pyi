@@ -334,6 +334,31 @@ class Switch:
     def take_events(self) -> list[tuple[int, int, str]]:
         """Port, virtqueue and what went wrong there, since the last call."""
 
+def queue_states(switch: Switch, port: int) -> list[tuple[int, bool, bool, bool, bool, int, int, bool, int]]:
+    """The virtqueues of a port: index, started, enabled, broken, memory faulted, size, descriptors waiting, whether the
+    driver can kick, kicks that woke us. Raises ValueError if there is no such port."""
+
+def taken_address(switch: Switch, port: int) -> tuple[str, int, int] | None:
+    """The last address that a port lost to another: address, VLAN, the other's number."""
+
+@final
+class Trace:
+    """The next `count` packets of a port; the eventfd is written when some wait."""
+
+    def __new__(cls, count: int, event_fd: int) -> Trace: ...
+    def take(
+        self,
+    ) -> list[tuple[int, int, int, int, list[tuple[int, bool, int, int, int]], int, int, bytes, tuple[str, int, int]]]:
+        """Time in nanoseconds since 1970, virtqueue, place in the ring, chain, descriptors (index, whether in an
+        indirect table, address, length, flags), header length, length, first bytes, and what became of it: `written`,
+        `forwarded` with port and queue, `flooded`, or why it was dropped."""
+
+def trace_port(switch: Switch, port: int, trace: Trace) -> None:
+    """Show the next packets of a port to `trace`. Raises ValueError if there is no such port."""
+
+def untrace_port(switch: Switch, port: int, trace: Trace) -> None:
+    """End what `trace_port` began. Raises ValueError if there is no such port."""
+
 def drop_capabilities(keep: list[str]) -> list[str]:
     """Give up all capabilities of this thread but these (capabilities(7)), for good. Returns those that are left.
 

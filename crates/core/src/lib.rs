@@ -7,6 +7,7 @@ mod memory;
 mod queue;
 mod sandbox;
 mod switch;
+mod trace;
 mod traffic;
 
 use pyo3::prelude::*;
@@ -30,6 +31,8 @@ mod _core {
     use super::sandbox::{drop_capabilities, filter_system_calls, refused_system_calls, restrict_access};
     #[pymodule_export]
     use super::switch::{Capture, Switch, drop_reasons};
+    #[pymodule_export]
+    use super::trace::{Trace, queue_states, taken_address, trace_port, untrace_port};
     #[pymodule_export]
     use super::traffic::{TrafficSink, TrafficSource};
 }

@@ -21,7 +21,7 @@ use crate::iotlb::TranslationMissing;
 use crate::memory::GuestMemory;
 use crate::queue::attach_inflight;
 
-fn to_python(error: SwitchError) -> PyErr {
+pub(crate) fn to_python(error: SwitchError) -> PyErr {
     match error {
         SwitchError::System(..) => PyOSError::new_err(error.to_string()),
         _ => PyValueError::new_err(error.to_string()),
@@ -70,7 +70,7 @@ fn queue_stats(counted: Vec<CountedTuple>) -> Vec<QueueStats> {
 /// The data path: ports by number and poller threads that carry frames between them.
 #[pyclass(module = "viaduct._core", frozen)]
 pub struct Switch {
-    inner: viaduct_switch::Switch,
+    pub(crate) inner: viaduct_switch::Switch,
 }
 
 #[pymethods]

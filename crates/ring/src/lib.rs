@@ -10,7 +10,7 @@ mod inflight;
 mod layout;
 
 pub use batch::{Batch, Chain};
-pub use device::DeviceQueue;
+pub use device::{DescriptorView, DeviceQueue};
 pub use driver::{DriverQueue, Segment};
 pub use error::RingError;
 pub use inflight::inflight_bytes;

@@ -24,6 +24,7 @@ mod deliver;
 mod parse;
 mod route;
 mod settle;
+mod trace;
 
 use viaduct_memory::Span;
 use viaduct_ring::{Batch, Chain};
@@ -178,6 +179,9 @@ impl Forwarder {
         // The frames at the front that are dealt with go back to the sender.
         let finished = (state.done.trailing_ones() as usize).min(count);
         if finished != 0 {
+            if !port.traces.is_empty() {
+                self.trace(fabric, port, source.queue, state, pending, finished);
+            }
             if state.input.release(&self.batch, finished) {
                 slot.counters.notifications.add(1);
             }

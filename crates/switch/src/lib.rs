@@ -29,6 +29,7 @@ mod sink;
 mod software_offload;
 mod switch;
 mod tap;
+mod trace;
 mod turns;
 mod vhost;
 mod vlan;
@@ -38,9 +39,12 @@ pub use admission::Rules;
 pub use capture::{Capture, CapturedFrame};
 pub use event::Event;
 pub use frame::Offloads;
-pub use mac_rights::{Flap, LearnStats};
+pub use mac_rights::{Flap, LearnStats, Taken};
 pub use policer::Rate;
 pub use poller::Polling;
-pub use switch::{PollerStats, PortConfig, PortStats, QueuePosition, QueueStats, RuleStats, Switch, SwitchError};
+pub use switch::{
+    PollerStats, PortConfig, PortStats, QueuePosition, QueueState, QueueStats, RuleStats, Switch, SwitchError,
+};
+pub use trace::{Outcome, Trace, TracedPacket};
 pub use vhost::VhostQueue;
 pub use vlan::VlanMode;

@@ -130,6 +130,12 @@ impl MacRights {
         rights.limit.store(0, Relaxed);
         rights.unlearned.store(0, Relaxed);
         rights.moved.store(0, Relaxed);
+        self.moves.lock().taken.retain(|from, taken| *from != port && taken.by != port);
+    }
+
+    /// The last address that the port lost.
+    pub fn taken(&self, port: u16) -> Option<Taken> {
+        self.moves.lock().taken.get(&port).copied()
     }
 
     /// Gives the addresses to the port, and takes all others from it.
@@ -211,10 +217,24 @@ struct Moves {
     waiting: Vec<Flap>,
     reported: Option<u64>,
     signal: Option<File>,
+    /// The last address that each port lost.
+    taken: HashMap<u16, Taken>,
+}
+
+/// An address that a port lost to another.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Taken {
+    /// The address, first byte lowest.
+    pub mac: u64,
+    /// VLAN, 0 where untagged.
+    pub vlan: u16,
+    /// The port behind which it is now.
+    pub by: u16,
 }
 
 impl Moves {
     fn note(&mut self, mac: u64, vlan: u16, from: u16, to: u16, now: u64) {
+        self.taken.insert(from, Taken { mac, vlan, by: to });
         let recent = |watched: &&mut Watched| now.saturating_sub(watched.at) <= clock::in_ticks(BACK);
         let same = |watched: &&mut Watched| (watched.flap.mac, watched.flap.vlan) == (mac, vlan);
         match self.watched.iter_mut().find(same).filter(recent) {

@@ -23,7 +23,7 @@ use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 
 use parking_lot::Mutex;
 
-use crate::mac_rights::MacRights;
+use crate::mac_rights::{MacRights, Taken};
 use crate::vlan::VlanMode;
 
 /// Ports are numbered below this.
@@ -189,6 +189,11 @@ impl MacTable {
         let key = self.key(u64::from_le_bytes([a, b, c, d, e, f, 0, 0]), entry.vlan);
         let seen = self.epoch.load(Relaxed).wrapping_sub(entry.age.into()) & AGE_MASK;
         self.insert(key, u64::from(entry.port) << PORT_SHIFT | seen);
+    }
+
+    /// The last address that the port lost to another.
+    pub fn taken(&self, port: u16) -> Option<Taken> {
+        self.rights.taken(port)
     }
 
     /// Gives an entry another port or age.

@@ -292,6 +292,10 @@ impl Poller {
             let mine = !fabric.held && fabric.sources[self.index].contains(&source);
             if mine && active.iter().all(|each| each.source != source) {
                 with_input(fabric, source, Input::disarm);
+                if let Some(slot) = fabric.port(source.port).and_then(|port| port.inputs.get(usize::from(source.queue)))
+                {
+                    slot.kicks.add(1);
+                }
                 active.push(Active::new(source, now));
                 woken = true;
             }

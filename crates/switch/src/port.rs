@@ -7,12 +7,13 @@ use viaduct_ring::Batch;
 
 use crate::admission::Admission;
 use crate::capture::Capture;
-use crate::counters::QueueCounters;
+use crate::counters::{Counter, QueueCounters};
 use crate::frame::Offloads;
 use crate::net_header;
 use crate::null::Null;
 use crate::pcap::{PcapInput, PcapOutput};
 use crate::tap::{TapInput, TapOutput};
+use crate::trace::Trace;
 use crate::vhost::{VhostInput, VhostOutput};
 use crate::vlan::VlanMode;
 use crate::waiting::{Company, Patience};
@@ -144,6 +145,8 @@ pub(crate) struct InputQueue {
     /// Taken by the poller to which the queue is assigned, once for each batch.
     pub state: Mutex<InputState>,
     pub counters: QueueCounters,
+    /// Times that the driver's notification activated it.
+    pub kicks: Counter,
     /// Whose it is.
     pub poller: usize,
 }
@@ -181,4 +184,5 @@ pub(crate) struct Port {
     /// Indices of the outputs that can take frames: started and enabled.
     pub live: Vec<u16>,
     pub captures: Vec<Arc<Capture>>,
+    pub traces: Vec<Arc<Trace>>,
 }

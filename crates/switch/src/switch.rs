@@ -3,6 +3,7 @@
 mod attach;
 mod error;
 mod hold;
+mod inspect;
 mod queues;
 mod rules;
 mod stats;
@@ -28,6 +29,7 @@ use crate::vlan::VlanMode;
 
 pub use error::SwitchError;
 pub use hold::QueuePosition;
+pub use inspect::QueueState;
 pub use rules::RuleStats;
 pub use stats::{PollerStats, PortStats, QueueStats};
 
@@ -121,6 +123,7 @@ impl Switch {
             outputs: (0..pairs).map(|_| OutputQueue::default()).collect(),
             live: Vec::new(),
             captures: Vec::new(),
+            traces: Vec::new(),
         };
         let index = usize::from(number);
         if index == fabric.ports.len() {

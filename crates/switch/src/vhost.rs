@@ -10,7 +10,9 @@ use crate::counters::DropReason;
 use crate::forward::BATCH;
 use crate::frame::{Frame, HEAD, Outgoing};
 use crate::net_header::NetHeader;
+use crate::port::Port;
 use crate::sink::{Put, Sink};
+use crate::trace::{Outcome, TracedPacket, first_bytes, now};
 
 /// What the two directions have in common.
 #[derive(Debug)]
@@ -158,7 +160,7 @@ pub(crate) struct VhostOutput {
     /// What the driver did wrong; reported once.
     broken: Option<String>,
     /// Kept so that the eventfd stays open as long as the queue runs.
-    _kick: Option<OwnedFd>,
+    kick: Option<OwnedFd>,
 }
 
 /// How many buffers are looked at in one go.
@@ -172,17 +174,8 @@ impl VhostOutput {
         ring.queue.disable_notifications();
         let ready = Batch::with_capacity(LOOK_AHEAD);
         let short_way = false;
-        let mut output = VhostOutput {
-            ring,
-            mergeable,
-            short_way,
-            ready,
-            next: 0,
-            consumed: 0,
-            fetched: 0,
-            broken: None,
-            _kick: kick,
-        };
+        let mut output =
+            VhostOutput { ring, mergeable, short_way, ready, next: 0, consumed: 0, fetched: 0, broken: None, kick };
         output.find_way();
         output
     }
@@ -204,6 +197,16 @@ impl VhostOutput {
     /// Whether frames may be delivered.
     pub fn is_enabled(&self) -> bool {
         self.ring.enabled && self.broken.is_none()
+    }
+
+    /// Whether the front-end has enabled it, broken or not.
+    pub fn ring_enabled(&self) -> bool {
+        self.ring.enabled
+    }
+
+    /// Descriptors in the ring, those available, and whether the driver can notify us.
+    pub fn standing(&self) -> (u32, u32, bool) {
+        (self.ring.queue.config().size, self.ring.queue.waiting(), self.kick.is_some())
     }
 
     /// Delivers nothing more, for this reason.
@@ -231,6 +234,43 @@ impl VhostOutput {
         self.short_way = self.ring.header_len == NetHeader::LEN as u32
             && self.memory().log().is_none()
             && !self.ring.queue.is_recorded();
+    }
+
+    /// Shows what was put into the queue since the last flush to those who trace the port, whose queue pair it is.
+    #[cold]
+    pub fn trace(&self, port: &Port, pair: u16) {
+        let header_len = self.ring.header_len;
+        let mut at = self.consumed;
+        while at < self.next {
+            let chain = &self.ready.chains[at];
+            // SAFETY: the queue whose buffers these are holds their memory.
+            let data = unsafe { first_bytes(self.ready.writable(chain), chain.writable_len as usize) };
+            // We have just written it; a guest that changes it deceives only the reader of the trace.
+            let buffers = match data.get(10..12) {
+                Some(count) if self.mergeable => usize::from(u16::from_le_bytes([count[0], count[1]])),
+                _ => 1,
+            };
+            let end = (at + buffers.max(1)).min(self.next);
+            let (before, taken) = (&self.ready.chains[self.consumed..at], &self.ready.chains[at..end]);
+            let mut descriptors = Vec::new();
+            for (index, chain) in taken.iter().enumerate() {
+                let before = &self.ready.chains[self.consumed..at + index];
+                descriptors.extend(self.ring.queue.descriptors(before, chain));
+            }
+            let packet = TracedPacket {
+                time: now(),
+                queue: 2 * pair,
+                position: self.ring.queue.position(before),
+                id: chain.id,
+                descriptors,
+                header_len,
+                len: taken.iter().map(|chain| chain.writable_len).sum(),
+                data,
+                outcome: Outcome::Written,
+            };
+            port.traces.iter().for_each(|trace| trace.record(packet.clone()));
+            at = end;
+        }
     }
 
     /// Forgets the buffers that were only looked at.

@@ -23,6 +23,8 @@ COMMANDS = {
     "macs": "viaduct.cli.macs:macs",
     "events": "viaduct.cli.events:events",
     "capture": "viaduct.cli.capture:capture",
+    "trace": "viaduct.cli.trace:trace",
+    "doctor": "viaduct.cli.doctor:doctor",
     "guest": "viaduct.cli.guest:app",
     "send": "viaduct.cli.traffic:send",
     "receive": "viaduct.cli.traffic:receive",

@@ -55,9 +55,12 @@ def rates(before: Statistics, after: Statistics, ports: Mapping[str, PortStatus]
 
 def event_line(event: Event) -> str:
     """An event as a log line: local time, port, what happened."""
-    clock = time.strftime("%H:%M:%S", time.localtime(event.time))
-    milliseconds = int(event.time * 1000) % 1000
-    return f"{clock}.{milliseconds:03} {event.port or 'switch'} {event.kind}: {event.message}"
+    return f"{clock(event.time)} {event.port or 'switch'} {event.kind}: {event.message}"
+
+
+def clock(moment: float) -> str:
+    """The local time of a moment, in seconds since 1970, to the millisecond."""
+    return f"{time.strftime('%H:%M:%S', time.localtime(moment))}.{int(moment * 1000) % 1000:03}"
 
 
 def _difference(old: PortStatistics | None, new: PortStatistics, direction: Direction) -> tuple[int, int]:

@@ -30,7 +30,9 @@ from .sandbox import Sandbox
 from .status import Event, Frame, MacEntry, PortStatus, Statistics
 
 if TYPE_CHECKING:
+    from .diagnosis import Diagnosis
     from .handover_giving import Giver
+    from .trace import Packet
 
 log = logging.getLogger(__name__)
 
@@ -58,6 +60,10 @@ class Controlled(Protocol):
     def history(self, since: float = 0.0, port: str | None = None, /) -> Sequence[Event]: ...
 
     def capture(self, port: str, /) -> AsyncGenerator[Sequence[Frame]]: ...
+
+    def trace(self, port: str, count: int, /) -> AsyncGenerator[Packet]: ...
+
+    async def diagnose(self, port: str, seconds: float, /) -> Diagnosis: ...
 
 
 class About(msgspec.Struct, frozen=True, kw_only=True):
@@ -278,6 +284,14 @@ def _since(params: dict[str, Any]) -> float:
     return since
 
 
+async def _doctor(server: ControlServer, params: dict[str, Any]) -> Any:
+    _expect(params, "port", optional=("seconds",))
+    seconds = params.get("seconds", 1.0)
+    if not isinstance(seconds, int | float) or not 0 < seconds <= 60:
+        raise ControlError(f"seconds {seconds!r} is outside 0 (excluded) to 60", "request")
+    return await server.switch.diagnose(params["port"], seconds)
+
+
 async def _shutdown(server: ControlServer, params: dict[str, Any]) -> Any:
     _expect(params)
     asyncio.get_running_loop().call_soon(server.shutdown)
@@ -290,6 +304,29 @@ async def _events(server: ControlServer, request: Request) -> AsyncGenerator[byt
     async with aclosing(server.switch.events(since)) as events:
         async for event in events:
             yield _line(Reply(id=request.id, item=event))
+
+
+async def _trace(server: ControlServer, request: Request) -> AsyncGenerator[bytes]:
+    _expect(request.params, "port", optional=("count",))
+    count = request.params.get("count", 10)
+    if not isinstance(count, int):
+        raise ControlError(f"count {count!r} is no number", "request")
+    packets = server.switch.trace(request.params["port"], count)
+    async with aclosing(packets):
+        coming = asyncio.ensure_future(anext(packets))
+        try:
+            await asyncio.sleep(0)  # the trace runs when the answer is sent
+            if coming.done():
+                coming.result()  # it was refused
+            yield _line(Reply(id=request.id))
+            yield _line(Reply(id=request.id, item=await coming))
+            async for packet in packets:
+                yield _line(Reply(id=request.id, item=packet))
+        except StopAsyncIteration:
+            pass  # the port is gone
+        finally:
+            coming.cancel()
+            await asyncio.gather(coming, return_exceptions=True)
 
 
 async def _stats_watch(server: ControlServer, request: Request) -> AsyncGenerator[bytes]:
@@ -343,6 +380,7 @@ _METHODS: dict[str, Callable[[ControlServer, dict[str, Any]], Awaitable[Any]]] =
     "stats": _stats,
     "macs": _macs,
     "events.history": _events_history,
+    "doctor": _doctor,
     "shutdown": _shutdown,
 }
 
@@ -350,6 +388,7 @@ _STREAMS: dict[str, Callable[[ControlServer, Request], AsyncGenerator[bytes]]] =
     "events": _events,
     "stats.watch": _stats_watch,
     "capture": _capture,
+    "trace": _trace,
 }
 
 

@@ -13,8 +13,8 @@ from __future__ import annotations
 import asyncio
 import os
 import time
-from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
-from contextlib import aclosing, asynccontextmanager, contextmanager, suppress
+from collections.abc import AsyncGenerator, Mapping, Sequence
+from contextlib import aclosing, asynccontextmanager, suppress
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
@@ -23,6 +23,7 @@ import msgspec
 from . import sandbox
 from .config import ConfigError, PortConfig, SwitchConfig, VhostUserPort
 from .config_change import AddPort, ChangePort, RemovePort, SetOption, changes
+from .event_fd import event_fd_of
 from .event_log import EventLog
 from .port_text import parse_port
 from .ports import Port, make_port
@@ -38,11 +39,12 @@ from .status import (
 )
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
-
     from viaduct._core import Queue
     from viaduct._core import Switch as DataPath
     from viaduct.guest import Guest
+
+    from .diagnosis import Diagnosis
+    from .trace import Packet
 
 AGE_EPOCHS = 14
 """An address is forgotten when it was not seen for so many epochs of the data path."""
@@ -278,7 +280,7 @@ class Switch:
         loop = asyncio.get_running_loop()
         arrived = asyncio.Event()
         captured.on_close.append(arrived.set)
-        with _event_fd(loop, arrived.set) as event_fd:
+        with event_fd_of(loop, arrived.set) as event_fd:
             capture = Capture(SNAP, event_fd)
             self.data_path.add_capture(number, capture)
             try:
@@ -293,6 +295,42 @@ class Switch:
                 with suppress(ValueError, RuntimeError):  # the port or the switch may be gone
                     self.data_path.remove_capture(number, capture)
                 captured.on_close.remove(arrived.set)
+
+    def queue_states(self, port: str) -> list[tuple[int, bool, bool, bool, bool, int, int, bool, int]]:
+        """The virtqueues of a port, as `viaduct.switch.diagnosis.QueueState` has them."""
+        from viaduct._core import queue_states
+
+        return queue_states(self.data_path, self._ports[port].number)
+
+    def taken_address(self, port: str) -> tuple[str, int, str] | None:
+        """The last address that a port lost to another that exists: address, VLAN, the other's name."""
+        from viaduct._core import taken_address
+
+        names = {each.number: name for name, each in self._ports.items()}
+        taken = taken_address(self.data_path, self._ports[port].number)
+        return None if taken is None or taken[2] not in names else (taken[0], taken[1], names[taken[2]])
+
+    async def diagnose(self, port: str, seconds: float = 1.0) -> Diagnosis:
+        """Why a port passes no packets, from two looks at it.
+
+        Raises:
+            ConfigError: there is no such port.
+        """
+        from .diagnosis import diagnose
+
+        return await diagnose(self, port, seconds)
+
+    async def trace(self, port: str, count: int = 10) -> AsyncGenerator[Packet]:
+        """The next packets of a port as they stand in its rings, until `count` were shown or the port goes.
+
+        Raises:
+            ConfigError: there is no such port, or it has no rings.
+        """
+        from .trace import trace
+
+        async with aclosing(trace(self, port, count)) as packets:
+            async for packet in packets:
+                yield packet
 
     def report(self, kind: str, message: str, port: str | None = None) -> None:
         """Add an event to the history and tell the followers."""
@@ -381,21 +419,3 @@ def _queues(direction: str, queues: list[Queue]) -> list[QueueStatistics]:
         )
         for index, (frames, octets, drops, notifications, completed) in enumerate(queues)
     ]
-
-
-@contextmanager
-def _event_fd(loop: asyncio.AbstractEventLoop, signalled: Callable[[], None]) -> Iterator[int]:
-    """An eventfd that calls `signalled` on the loop."""
-    event_fd = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
-
-    def drain() -> None:
-        with suppress(BlockingIOError):
-            os.eventfd_read(event_fd)
-        signalled()
-
-    loop.add_reader(event_fd, drain)
-    try:
-        yield event_fd
-    finally:
-        loop.remove_reader(event_fd)
-        os.close(event_fd)

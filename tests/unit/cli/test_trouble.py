@@ -5,11 +5,12 @@ from __future__ import annotations
 import json
 import os
 import socket
+import subprocess
 from pathlib import Path
 
 import pytest
 
-from .running import daemon, viaduct, wait_until
+from .running import PROGRAM, daemon, viaduct, wait_until
 
 
 def test_history_ends_by_itself_and_can_be_narrowed(tmp_path: Path) -> None:
@@ -86,3 +87,51 @@ def test_impossible_options_end_it_at_once(tmp_path: Path, words: list[str], pro
     assert done.returncode in (1, 2)
     assert problem in done.stderr
     assert "Traceback" not in done.stderr
+
+
+def test_the_doctor_explains_and_its_exit_code_tells(tmp_path: Path) -> None:
+    path = tmp_path / "a.sock"
+    with daemon(tmp_path, "--port", f"a=vhost-user:{path}", "--port", "hole=null", "--port", "b=null") as switch:
+        done = switch.ask("doctor", "a", "--seconds", "0.05")
+        assert done.returncode == 1
+        assert f"1. we listen on {path} and no front-end is connected since" in done.stdout
+        assert "   What to do: start one: qemu-system-x86_64" in done.stdout
+        found = json.loads(switch.ask("doctor", "a", "--seconds", "0.05", "--json").stdout)
+        assert [finding["cause"] for finding in found["findings"]] == ["not-connected"]
+        done = switch.ask("doctor", "hole", "--seconds", "0.05")
+        assert (done.returncode, done.stdout.splitlines()[-1]) == (
+            0,
+            "hole is healthy: nothing keeps packets from passing",
+        )
+        done = switch.ask("doctor", "c")
+        assert done.returncode == 2
+        assert "unknown port 'c'" in done.stderr
+
+
+def test_a_trace_is_for_people_and_programs(tmp_path: Path) -> None:
+    path = tmp_path / "a.sock"
+    with daemon(tmp_path, "--port", f"a=vhost-user:{path}", "--port", "hole=null") as switch:
+        done = switch.ask("trace", "hole")
+        assert done.returncode == 2
+        assert "a null port has no rings to look into" in done.stderr
+        for words in ((), ("--json",)):
+            tracing = subprocess.Popen(
+                [PROGRAM, "trace", "a", "--count", "1", *words, "--control", str(switch.control)],
+                stdout=subprocess.PIPE,
+                text=True,
+            )
+            with tracing:
+                while tracing.poll() is None:  # until the trace runs and sees what a new guest says first
+                    viaduct("guest", "ping", "--connect", str(path), "--ip", "10.0.0.1/24", "10.0.0.2", "--count", "1")
+                assert tracing.stdout is not None
+                text = tracing.stdout.read()
+            assert tracing.returncode == 0
+            if words:
+                packet = json.loads(text)
+                assert packet["port"] == "a"
+                assert packet["descriptors"][0]["address"] > 0
+            else:
+                assert " a received, queue 1, position " in text
+                assert "    virtio-net header: " in text
+                assert "    descriptor " in text
+                assert "    to every other port of its VLAN" in text

@@ -6,6 +6,7 @@ import asyncio
 from collections.abc import AsyncGenerator, Sequence
 
 from viaduct.switch.config import PortConfig, SwitchConfig
+from viaduct.switch.diagnosis import Diagnosis
 from viaduct.switch.port_text import format_port
 from viaduct.switch.status import (
     Event,
@@ -17,6 +18,7 @@ from viaduct.switch.status import (
     QueueStatistics,
     Statistics,
 )
+from viaduct.switch.trace import Packet
 
 
 class ScriptedSwitch:
@@ -27,6 +29,7 @@ class ScriptedSwitch:
         self.frames: asyncio.Queue[Sequence[Frame] | None] = asyncio.Queue()
         self.happenings: asyncio.Queue[Event | None] = asyncio.Queue()
         self.happened: list[Event] = []
+        self.packets: asyncio.Queue[Packet | None] = asyncio.Queue()
         self.captures_open = 0
         self.time = 0.0
 
@@ -81,6 +84,13 @@ class ScriptedSwitch:
     async def events(self, since: float = 0.0) -> AsyncGenerator[Event]:
         while (event := await self.happenings.get()) is not None:
             yield event
+
+    async def diagnose(self, port: str, seconds: float) -> Diagnosis:
+        return Diagnosis(port=port, findings=(), seen=(f"for {seconds} s",))
+
+    async def trace(self, port: str, count: int) -> AsyncGenerator[Packet]:
+        while (packet := await self.packets.get()) is not None:
+            yield packet
 
     async def capture(self, port: str) -> AsyncGenerator[Sequence[Frame]]:
         self.captures_open += 1

@@ -14,6 +14,7 @@
 //! The layout is looked at once for a batch, except by `complete`, where the branch never changes.
 
 mod gather;
+mod inspect;
 mod log;
 mod packed;
 mod split;
@@ -28,6 +29,7 @@ use viaduct_memory::{GuestMemory, Mapping, RegionCache, RingPart};
 use crate::inflight::Region;
 use crate::layout::{Layout, Parts, QueueConfig};
 use crate::{Batch, Chain, RingError};
+pub use inspect::DescriptorView;
 use log::RingLog;
 use packed::Packed;
 use split::Split;

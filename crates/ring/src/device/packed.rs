@@ -182,6 +182,28 @@ impl Packed {
         u32::from(self.next.encode()) | u32::from(self.published.encode()) << 16
     }
 
+    /// Descriptors that are available and not consumed.
+    pub fn waiting(&self) -> u32 {
+        let mut at = self.next;
+        let mut found = 0;
+        while found < u32::from(self.size) && (self.load_word(at.index) >> 48) as u16 & (AVAIL | USED) == at.available()
+        {
+            found += 1;
+            at.advance(1, self.size);
+        }
+        found
+    }
+
+    /// The place in the ring of the descriptor that is `ahead` of the next one.
+    pub fn position(&self, ahead: u32) -> u16 {
+        ((u32::from(self.next.index) + ahead) % u32::from(self.size)) as u16
+    }
+
+    /// The descriptor at `index`, which is below the size.
+    pub fn descriptor(&self, index: u16) -> Descriptor {
+        self.load(index, self.load_word(index))
+    }
+
     /// The second word of the descriptor at `index`. Acquire: everything else is read after the flags (2.8.6).
     #[inline(always)]
     fn load_word(&self, index: u16) -> u64 {

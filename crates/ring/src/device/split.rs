@@ -98,6 +98,22 @@ impl Split {
         self.next.into()
     }
 
+    /// Chains that are available and not consumed.
+    pub fn waiting(&self) -> u32 {
+        u32::from(self.load_available().wrapping_sub(self.next)).min(self.size.into())
+    }
+
+    /// The place in the available ring of the chain that is `ahead` of the next one.
+    pub fn position(&self, ahead: u16) -> u16 {
+        self.next.wrapping_add(ahead) & self.mask
+    }
+
+    /// Entry `index`, modulo the size, of the descriptor table.
+    pub fn descriptor(&self, index: u16) -> Descriptor {
+        // SAFETY: the masked index lies in the table.
+        unsafe { Descriptor::load(self.parts.descriptor, (index & self.mask).into()) }
+    }
+
     /// `idx` of the available ring. Acquire: the entries and descriptors it covers are read after it (2.7.13.3).
     #[inline(always)]
     fn load_available(&self) -> u16 {

@@ -175,9 +175,15 @@ impl Forwarder {
     #[inline(always)]
     pub(super) fn show(&mut self, fabric: &Fabric) {
         while let Some((port, queue)) = self.unseen.pop() {
-            let Some(slot) = fabric.port(port).and_then(|port| port.outputs.get(usize::from(queue))) else { continue };
+            let Some(receiver) = fabric.port(port) else { continue };
+            let Some(slot) = receiver.outputs.get(usize::from(queue)) else { continue };
             let notified = match &mut slot.state.lock().output {
-                Output::Vhost(sink) => sink.flush(),
+                Output::Vhost(sink) => {
+                    if !receiver.traces.is_empty() {
+                        sink.trace(receiver, queue);
+                    }
+                    sink.flush()
+                }
                 Output::Tap(sink) => sink.flush(),
                 Output::Record(sink) => sink.flush(),
                 Output::Null(sink) => sink.flush(),

@@ -47,6 +47,7 @@ fn port(number: u16, input: Input, output: Output) -> Option<Box<Port>> {
         outputs: vec![OutputQueue { state: output, ..OutputQueue::default() }],
         live: vec![0],
         captures: Vec::new(),
+        traces: Vec::new(),
     }))
 }
 
