@@ -63,7 +63,7 @@ class Broken(QueueDevice):
         raise KeyError("no such thing")
 
 
-def front_end(path: Path, features: int, queues: int = 1) -> FrontEnd:
+def front_end(path: Path, features: int, queues: int = 1, track_inflight: bool = False) -> FrontEnd:
     return FrontEnd(
         str(path),
         device_id=DeviceType.CONSOLE,
@@ -73,6 +73,7 @@ def front_end(path: Path, features: int, queues: int = 1) -> FrontEnd:
         queue_size=8,
         memory_size=1 << 20,
         user_base=0x7F00_0000_0000,
+        track_inflight=track_inflight,
     )
 
 
@@ -258,3 +259,33 @@ async def test_the_example_ends_when_told_to(socket_dir: Path, number: signal.Si
     assert (process.returncode, errors) == (0, b"")
     await until(lambda: threading.active_count() == threads)  # asyncio waits for a child in a thread.
     assert not os.listdir(socket_dir)
+
+
+@pytest.mark.parametrize("features", LAYOUTS)
+async def test_what_a_killed_device_owed_is_asked_of_the_next(socket_dir: Path, features: int) -> None:
+    path = socket_dir / "s"
+    fe = front_end(path, features, track_inflight=True)
+    old, new = SlowEcho(), SlowEcho()
+    backend = Backend(old, str(path))
+    await backend.start()
+    try:
+        await fe.start()
+        driver = Driver(fe, 0)
+        bases = [queue.base for queue in fe.queues]
+        asking = asyncio.create_task(driver.ask_all([b"one", b"two", b"three"], 64))
+        await until(lambda: len(old.waiting) == 3)
+        old.waiting[b"two"].set()
+        await until(lambda: driver.order == [1])
+        await backend.close()  # what is in flight is dropped, as if the process had died
+        backend = Backend(new, str(path))
+        await backend.start()
+        await fe.lost.wait()
+        await fe.start(bases)
+        await until(lambda: len(new.waiting) == 2)
+        assert list(new.waiting) == [b"one", b"three"], "in the order in which they were taken, and no other"
+        for event in new.waiting.values():
+            event.set()
+        assert await asking == [b"one", b"two", b"three"]
+    finally:
+        await fe.close()
+        await backend.close()
