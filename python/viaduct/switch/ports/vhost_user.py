@@ -5,7 +5,7 @@ from __future__ import annotations
 import socket
 from typing import TYPE_CHECKING, Any
 
-from viaduct.switch.config import ConfigError, VhostUserPort
+from viaduct.switch.config import ConfigError, PortConfig, VhostUserPort
 from viaduct.switch.handover_format import PortData, PortPosition
 from viaduct.switch.status import Iommu
 from viaduct.switch.status import Peer as PeerStatus
@@ -90,6 +90,11 @@ class VhostUser(Port):
             await self.backend.start()
         except SocketPathError as error:
             raise ConfigError(str(error), ("path",)) from None
+
+    def change(self, config: PortConfig) -> None:
+        """Also the address that is told to the driver, when it reads it next."""
+        super().change(config)
+        self.device.offer_mac()
 
     async def _stop(self) -> None:
         await self.backend.close()
@@ -202,8 +207,7 @@ class NetDevice(InflightDevice):
         super().__init__()
         self.port = port
         mtu = port.config.mtu
-        macs = port.config.own_macs
-        self.features = int(OFFERED | (NetFeature.MTU if mtu else 0) | (NetFeature.MAC if macs else 0))
+        self.features = int(OFFERED | (NetFeature.MTU if mtu else 0))
         self.protocol_features = (
             ProtocolFeature.MQ
             | ProtocolFeature.REPLY_ACK
@@ -218,8 +222,8 @@ class NetDevice(InflightDevice):
             | ProtocolFeature.INFLIGHT_SHMFD
         )
         self.queue_count = 2 * port.config.queues
-        mac = macs[0] if macs else bytes(6)
-        self.net_config = NetConfig(mac=mac, max_queue_pairs=port.config.queues, mtu=mtu or 1500)
+        self.net_config = NetConfig(max_queue_pairs=port.config.queues, mtu=mtu or 1500)
+        self.offer_mac()
         self.memory: GuestMemory | None = None
         self.told_mtu: int | None = None
         self.last_reason = ""
@@ -235,6 +239,13 @@ class NetDevice(InflightDevice):
     def layout(self) -> str:
         """Of the virtqueues: split or packed (virtio 1.2, 2.6)."""
         return "packed" if self.packed else "split"
+
+    def offer_mac(self) -> None:
+        """Tell the driver the port's address, if it has one (virtio 1.2, 5.1.5). A feature that drivers may have seen
+        is not taken back."""
+        if macs := self.port.config.own_macs:
+            self.features |= NetFeature.MAC
+            self.net_config = self.net_config._replace(mac=macs[0])
 
     def describe(self) -> str:
         """The link in a few words."""
