@@ -17,7 +17,7 @@ mod segments;
 mod split;
 mod tables;
 
-use viaduct_memory::GuestMemory;
+use viaduct_memory::{GuestMemory, RingPart};
 
 use crate::RingError;
 use crate::descriptor::WRITE;
@@ -51,8 +51,9 @@ pub struct DriverQueue {
     tables: Option<Tables>,
     broken: Option<RingError>,
     size: u32,
-    // The ring's parts point into it: it lives as long as they do.
+    // The ring's parts point into these: they live as long as it.
     memory: GuestMemory,
+    _held: [RingPart; 3],
 }
 
 impl DriverQueue {
@@ -62,12 +63,12 @@ impl DriverQueue {
     /// # Errors
     /// [`RingError::Size`], [`RingError::Alignment`], [`RingError::Unmapped`], [`RingError::Base`].
     pub fn new(memory: GuestMemory, config: &QueueConfig) -> Result<DriverQueue, RingError> {
-        let (parts, _) = Parts::locate(&memory, config)?;
+        let (parts, held) = Parts::locate(&memory, config)?;
         let ring = match config.layout {
             Layout::Split => Ring::Split(Split::new(parts, config)),
             Layout::Packed => Ring::Packed(Packed::new(parts, config)?),
         };
-        Ok(DriverQueue { ring, tables: None, broken: None, size: config.size, memory })
+        Ok(DriverQueue { ring, tables: None, broken: None, size: config.size, memory, _held: held })
     }
 
     /// Lets buffers of more than one element use indirect tables (VIRTIO_F_INDIRECT_DESC was negotiated), which are kept
