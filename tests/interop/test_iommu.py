@@ -131,3 +131,13 @@ def test_an_upgrade_keeps_what_the_iommu_said(pair: Pair, link: int) -> None:
     pair.behind.ping(f"10.0.{link}.2", count=20)
     pair.plain.send_transfer(f"10.0.{link}.1", 1)
     assert "iommu" not in pair.drops(f"behind{link}")
+
+
+@links
+def test_a_killed_switch_is_found_again(pair: Pair, link: int) -> None:
+    """QEMU connects anew, and its IOMMU is asked anew."""
+    pair.switch.kill()
+    pair.switch.start()
+    pair.behind.wait_ping(f"10.0.{link}.2")
+    pair.plain.send_transfer(f"10.0.{link}.1", 1)
+    assert pair.port(f"behind{link}")["iommu"]["updates"] > 0

@@ -29,8 +29,9 @@ pub const PAGE: u64 = 4096;
 /// Most misses that wait for an answer.
 pub const MAX_WAITING: usize = 256;
 
-/// Most ranges that are kept. Adjacent ones are joined, so this is rarely seen; a full table is emptied, as a cache may be.
-pub const MAX_RANGES: usize = 1 << 16;
+/// Most ranges that are kept: few enough that any change is done in the time of some batches. Adjacent ones are joined, so
+/// this is rarely seen; a full table is emptied, as a cache may be.
+pub const MAX_RANGES: usize = 1 << 14;
 
 /// What a device does with a buffer.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -338,15 +339,16 @@ impl Iotlb {
 
     /// Forgets what is known from `first` to `last` (VHOST_IOTLB_INVALIDATE).
     pub fn invalidate(&self, first: u64, last: u64) {
-        {
-            let mut ranges = self.ranges.write().unwrap_or_else(PoisonError::into_inner);
-            if (first, last) == (0, u64::MAX) {
-                ranges.clear();
-            } else {
-                remove(&mut ranges, first, last);
-            }
-            self.removals.fetch_add(1, Ordering::Release);
+        let mut ranges = self.ranges.write().unwrap_or_else(PoisonError::into_inner);
+        let whole = (first, last) == (0, u64::MAX);
+        // Dropped with nobody waiting for the lock.
+        let gone = if whole { std::mem::take(&mut *ranges) } else { BTreeMap::new() };
+        if !whole {
+            remove(&mut ranges, first, last);
         }
+        self.removals.fetch_add(1, Ordering::Release);
+        drop(ranges);
+        drop(gone);
         self.invalidations.fetch_add(1, Ordering::Relaxed);
     }
 

@@ -192,6 +192,9 @@ impl VhostOutput {
 
     pub fn set_enabled(&mut self, enabled: bool) {
         self.ring.enabled = enabled;
+        if enabled && self.memory().iotlb().is_some() {
+            self.look_ahead();
+        }
     }
 
     /// Whether frames may be delivered.

@@ -39,7 +39,7 @@ def list_(control: Control = None, json: Json = False) -> None:
             port.ring or "-",
             str(port.mtu or "-"),
             port.config,
-            port.detail or "",
+            port.detail or (f"behind an IOMMU, {port.iommu.refused} misses refused" if port.iommu else ""),
         )
         for port in ports
     ]

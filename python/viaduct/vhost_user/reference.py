@@ -12,15 +12,19 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from viaduct.vhost_user.protocol import BACK_END_REQUESTS, FRONT_END_REQUESTS, IMPLEMENTED, Legal, Request
+from viaduct.virtio.features import DeviceFeature
 
 BEGIN = "<!-- protocol table: written by python -m viaduct.vhost_user.reference -->"
 END = "<!-- end of protocol table -->"
+SENT = ("BACKEND_IOTLB_MSG", "BACKEND_CONFIG_CHANGE_MSG")
+"""Requests of ours."""
 
 
 def carried_out(request: Request) -> bool:
     """Whether a back-end with a device that supports everything does what `request` asks."""
     gate = request.gate
-    return not (gate.virtio or gate.device or (gate.protocol | gate.offered) & ~IMPLEMENTED)
+    missing = (gate.protocol | gate.offered) & ~IMPLEMENTED
+    return not (gate.virtio & ~DeviceFeature.ACCESS_PLATFORM or gate.device or missing)
 
 
 def _reply(request: Request) -> str:
@@ -32,7 +36,7 @@ def _reply(request: Request) -> str:
 def _rows(requests: Iterable[Request], sent_by_us: bool) -> Iterable[str]:
     for request in requests:
         if sent_by_us:
-            status = "sent" if request.name == "BACKEND_CONFIG_CHANGE_MSG" else "not sent"
+            status = "sent" if request.name in SENT else "not sent"
         else:
             status = "yes" if carried_out(request) else "refused"
         legal = "" if request.legal is Legal.ALWAYS else request.legal.value
