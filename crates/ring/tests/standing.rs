@@ -112,6 +112,34 @@ fn an_old_base_is_seen_through() {
 }
 
 #[test]
+fn an_old_base_among_buffers_that_wait_is_seen_through() {
+    // The base is that of the first lap, two laps ago; meanwhile the driver waits with buffers on both sides of it.
+    let config = config(Layout::Packed, 8);
+    let mut rig = Rig::new(&config);
+    let mut old = PACKED_START;
+    for round in 0..13 {
+        rig.driver.add(&[(DATA, 1)], &[], round).unwrap();
+        rig.driver.publish();
+        let mut batch = Batch::default();
+        assert_eq!(rig.device.peek(&mut batch, 8), Ok(1));
+        rig.device.consume(&batch.chains);
+        rig.device.complete_all(&batch.chains);
+        rig.device.publish();
+        rig.driver.take().unwrap().unwrap();
+        if round == 0 {
+            old = rig.device.base();
+        }
+    }
+    let right = rig.device.base();
+    for token in 13..19 {
+        rig.driver.add(&[(DATA, 1)], &[], token).unwrap();
+        rig.driver.publish();
+        let device = DeviceQueue::new(rig.memory.clone(), &QueueConfig { base: old, ..config }).unwrap();
+        assert_eq!(device.base(), right, "the driver is at {}", token + 1);
+    }
+}
+
+#[test]
 fn a_driver_in_the_middle_of_its_first_batch_is_not_misread() {
     // All but the first descriptor of the batch are marked already.
     for count in [2, 5, 8] {

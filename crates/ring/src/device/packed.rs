@@ -118,7 +118,10 @@ impl Packed {
             found = standing(self.size, load);
         }
         let Some(found) = found else { return };
-        if base != PACKED_START && plausible(self.size, self.used, self.next, found.driver, load(self.used.index)) {
+        // An old base may point among the buffers that wait, and look right. Without a gap the ring leaves no doubt.
+        let agrees = found.gap.is_some() || found.used == self.used;
+        let at_used = load(self.used.index);
+        if base != PACKED_START && agrees && plausible(self.size, self.used, self.next, found.driver, at_used) {
             return;
         }
         self.gap = found.gap.map(|(id, slots)| (found.used, id, slots));
