@@ -64,7 +64,9 @@ pub(crate) enum Progress {
 pub(crate) struct Forwarder {
     batch: Batch,
     frames: Box<[Frame; BATCH]>,
-    keys: Box<[(MacKey, MacKey); BATCH]>,
+    /// Keys of the source addresses, and of the destinations, where they differ from those of the frame before.
+    sources: Box<[MacKey; BATCH]>,
+    destinations: Box<[MacKey; BATCH]>,
     routes: Box<[u32; BATCH]>,
     /// Frames with the addresses and VLAN of the one before, and so its route.
     like_before: u64,
@@ -104,7 +106,8 @@ impl Forwarder {
         Forwarder {
             batch: Batch::with_capacity(BATCH),
             frames: Box::new([Frame::default(); BATCH]),
-            keys: Box::new([Default::default(); BATCH]),
+            sources: Box::new([MacKey::default(); BATCH]),
+            destinations: Box::new([MacKey::default(); BATCH]),
             routes: Box::new([0; BATCH]),
             like_before: 0,
             same_destination: 0,

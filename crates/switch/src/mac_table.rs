@@ -69,7 +69,7 @@ struct Bucket([AtomicU64; WAYS]);
 /// The table. Shared by all pollers.
 #[derive(Debug)]
 pub struct MacTable {
-    buckets: Box<[Bucket]>,
+    buckets: Box<[Bucket; BUCKETS]>,
     /// The current epoch modulo 16.
     epoch: AtomicU64,
     /// Bijection on keys: xor, odd multiplier and its inverse.
@@ -101,8 +101,9 @@ impl MacTable {
         for _ in 0..6 {
             inverse = inverse.wrapping_mul(2u64.wrapping_sub(multiplier.wrapping_mul(inverse)));
         }
+        let buckets: Box<[Bucket]> = (0..BUCKETS).map(|_| Bucket::default()).collect();
         MacTable {
-            buckets: (0..BUCKETS).map(|_| Bucket::default()).collect(),
+            buckets: buckets.try_into().unwrap_or_else(|_| unreachable!("as many as there are")),
             epoch: AtomicU64::new(0),
             seed: seed & KEY_MASK,
             multiplier,
@@ -138,7 +139,7 @@ impl MacTable {
     /// Fetches the key's bucket into the cache.
     #[inline(always)]
     pub fn prefetch(&self, key: MacKey) {
-        viaduct_memory::access::prefetch_read((&raw const self.buckets[key.bucket as usize]).cast());
+        viaduct_memory::access::prefetch_read((&raw const self.buckets[key.bucket as usize & (BUCKETS - 1)]).cast());
     }
 
     /// The entry of `key`, with its place.
@@ -170,6 +171,23 @@ impl MacTable {
     #[inline(always)]
     pub fn lookup(&self, key: MacKey) -> Option<u16> {
         self.find(key).map(|(_, word)| port_of(word))
+    }
+
+    /// Those of the keys in the set `which` whose stations are to be [learned](MacTable::learn): the others are noted as heard on
+    /// `port` a moment ago, as nearly all are, and lie where they are looked for first.
+    #[inline(always)]
+    pub fn unheard<const N: usize>(&self, keys: &[MacKey; N], which: u64, port: u16) -> u64 {
+        let fresh = u64::from(port) << PORT_SHIFT | self.epoch.load(Relaxed);
+        let (mut unheard, mut left) = (0, which);
+        while left != 0 {
+            let key = keys[left.trailing_zeros() as usize % N];
+            let bucket = &self.buckets[key.bucket as usize & (BUCKETS - 1)];
+            if bucket.0.iter().all(|slot| slot.load(Relaxed) != key.tag | fresh) {
+                unheard |= left & left.wrapping_neg();
+            }
+            left &= left - 1;
+        }
+        unheard
     }
 
     /// Notes that the station was heard on `port`. False: its address belongs to another port, which it may not have.

@@ -132,8 +132,8 @@ struct Spin {
 
 impl Spin {
     fn new(polling: Polling) -> Spin {
-        let ticks = |microseconds| clock::in_ticks(Duration::from_micros(microseconds));
-        Spin { polling, now: ticks(50), least: ticks(2), most: ticks(50), worth: ticks(15) }
+        let ticks = |nanoseconds| clock::in_ticks(Duration::from_nanos(nanoseconds));
+        Spin { polling, now: ticks(50_000), least: ticks(250), most: ticks(50_000), worth: ticks(15_000) }
     }
 
     /// Whether an input that has been idle for `idle` ticks is to be armed.

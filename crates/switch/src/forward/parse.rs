@@ -7,7 +7,6 @@ use super::{BATCH, Forwarder, bits};
 use crate::counters::{DropReason, QueueCounters};
 use crate::fabric::Fabric;
 use crate::frame::{Frame, LOW48};
-use crate::mac_table::MacKey;
 use crate::port::{InputState, Port};
 
 impl Forwarder {
@@ -22,7 +21,7 @@ impl Forwarder {
     ) -> u64 {
         let header_len = state.input.header_len();
         let trusted_flags = state.input.trusted_flags();
-        let Forwarder { batch: Batch { chains, spans, .. }, frames, keys, .. } = self;
+        let Forwarder { batch: Batch { chains, spans, .. }, frames, sources, destinations, .. } = self;
         let all = u64::MAX.checked_shr((BATCH - chains.len()) as u32).unwrap_or(0);
         let parsed = port.vlan.untagged().map(|vlan| parse_plain(frames, chains, spans, header_len, vlan));
         let Plain { plain, mut bytes, longest } = parsed.unwrap_or_default();
@@ -38,7 +37,7 @@ impl Forwarder {
         }
         let (mut like_before, mut same_destination) = (0u64, 0u64);
         // Of the frame before; no frame has this VLAN.
-        let (mut addresses, mut vlan, mut destination) = ([0; 2], u16::MAX, MacKey::default());
+        let (mut addresses, mut vlan) = ([0; 2], u16::MAX);
         for index in bits(pending) {
             let frame = &frames[index];
             let before = std::mem::replace(&mut addresses, frame.addresses());
@@ -50,13 +49,14 @@ impl Forwarder {
             vlan = frame.vlan;
             let source = fabric.macs.key(frame.source(), vlan);
             fabric.macs.prefetch(source);
+            sources[index] = source;
             if (addresses[0] ^ before[0]) & LOW48 == 0 && same_vlan {
                 same_destination |= 1 << index;
             } else {
-                destination = fabric.macs.key(frame.destination(), vlan);
+                let destination = fabric.macs.key(frame.destination(), vlan);
                 fabric.macs.prefetch(destination);
+                destinations[index] = destination;
             }
-            keys[index] = (source, destination);
         }
         let fresh = pending & !state.counted;
         if fresh != plain {

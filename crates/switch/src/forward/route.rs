@@ -1,6 +1,6 @@
 //! Step 4: sources are learned, and each frame gets a route.
 
-use super::{Forwarder, bits};
+use super::{BATCH, Forwarder, bits};
 use crate::clock;
 use crate::counters::DropReason;
 use crate::fabric::Fabric;
@@ -25,26 +25,16 @@ impl Forwarder {
     /// Learns sources and decides where each frame goes.
     #[inline(always)]
     pub(super) fn route(&mut self, fabric: &Fabric, port: &Port, pending: u64, state: &mut InputState) {
-        let (mut to, mut route, mut distinct) = (0, 0, 0);
-        for index in bits(pending & !self.like_before) {
-            let frame = &self.frames[index];
-            let (source, destination) = self.keys[index];
-            if self.same_destination >> index & 1 == 0 {
-                to = route_to(fabric, port, frame, destination);
-            }
-            let next = if frame.source() & 1 == 1 {
-                nowhere(DropReason::BadSource)
-            } else if !port.admission.admits(frame.source()) {
-                nowhere(DropReason::Spoofed)
-            } else if !fabric.macs.learn(source, port.number) {
-                nowhere(DropReason::Pinned)
-            } else {
-                to
-            };
-            distinct += u32::from(next != route || distinct == 0);
-            route = next;
-            self.routes[index] = next;
-        }
+        let news = pending & !self.like_before;
+        let first = news.trailing_zeros() as usize % BATCH;
+        let known = port.admission.sources.is_none() && fabric.macs.unheard(&self.sources, news, port.number) == 0;
+        let (route, distinct) = if known && news & !self.same_destination == 1 << first {
+            // All go to one place, and there is nothing to learn.
+            self.routes[first] = route_to(fabric, port, &self.frames[first], self.destinations[first]);
+            (self.routes[first], 1)
+        } else {
+            self.learn_and_route(fabric, port, news)
+        };
         self.one_route = distinct == 1 && route & SPREAD == 0;
         if !self.one_route {
             self.route_each(fabric, pending);
@@ -53,6 +43,31 @@ impl Forwarder {
             self.note_receivers(pending, state);
         }
         state.last_route = route;
+    }
+
+    /// The same for the frames in `news`, one by one. Returns the last one's route and how often routes changed.
+    #[inline(never)]
+    fn learn_and_route(&mut self, fabric: &Fabric, port: &Port, news: u64) -> (u32, u32) {
+        let (mut to, mut route, mut distinct) = (0, 0, 0);
+        for index in bits(news) {
+            let frame = &self.frames[index];
+            if self.same_destination >> index & 1 == 0 {
+                to = route_to(fabric, port, frame, self.destinations[index]);
+            }
+            let next = if frame.source() & 1 == 1 {
+                nowhere(DropReason::BadSource)
+            } else if !port.admission.admits(frame.source()) {
+                nowhere(DropReason::Spoofed)
+            } else if !fabric.macs.learn(self.sources[index], port.number) {
+                nowhere(DropReason::Pinned)
+            } else {
+                to
+            };
+            distinct += u32::from(next != route || distinct == 0);
+            route = next;
+            self.routes[index] = next;
+        }
+        (route, distinct)
     }
 
     /// Keeps in mind whether the sender has frames for several receivers.
