@@ -157,7 +157,7 @@ class ControlServer:
                 return
             try:
                 request = msgspec.json.decode(line, type=Request)
-            except msgspec.DecodeError as error:
+            except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
                 await _send(writer, _refusal(0, "request", f"not a request: {error}"))
                 return
             if request.method == HAND_OVER:

@@ -149,6 +149,9 @@ def encode(message: HandoverMessage) -> bytes:
 
 def decode(data: bytes) -> HandoverMessage:
     """From JSON. Raises `msgspec.MsgspecError` for what is no message."""
-    message: Any = msgspec.json.decode(data, type=HandoverMessage)
+    try:
+        message: Any = msgspec.json.decode(data, type=HandoverMessage)
+    except (UnicodeDecodeError, RecursionError) as error:
+        raise msgspec.DecodeError(str(error)) from None
     assert isinstance(message, HandoverMessage)
     return message
