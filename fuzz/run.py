@@ -27,8 +27,6 @@ BUILD = FUZZ.parent / "build" / "fuzz"
 MACHINE = "x86_64-unknown-linux-gnu"
 LARGEST_KEPT = 1024
 """Bytes of an input that is kept in the repository."""
-MOST_KEPT = 150
-"""Inputs of one target that are kept in the repository."""
 
 _COVERAGE = (
     "-Cpasses=sancov-module",
@@ -143,7 +141,7 @@ def fuzz(programs: Path, names: list[str], seconds: int, jobs: int, seed: int) -
 
 
 def minimise(programs: Path, names: list[str]) -> None:
-    """Keeps the smallest inputs that together cover what all found inputs cover."""
+    """Keeps few inputs that together reach what all found inputs reach, and those that somebody gave a name."""
     for name in names:
         kept = FUZZ / "corpus" / name
         merged = BUILD / "merged" / name
@@ -151,17 +149,15 @@ def minimise(programs: Path, names: list[str]) -> None:
         merged.mkdir(parents=True)
         kept.mkdir(parents=True, exist_ok=True)
         sources = [str(path) for path in (kept, BUILD / "corpus" / name) if path.exists()]
-        subprocess.run(
-            [str(programs / name), "-merge=1", f"-max_len={LARGEST_KEPT}", str(merged), *sources],
-            check=True,
-            stderr=subprocess.DEVNULL,
-        )
-        smallest = sorted(merged.iterdir(), key=lambda path: (path.stat().st_size, path.name))[:MOST_KEPT]
+        command = [str(programs / name), "-set_cover_merge=1", "-use_counters=0", f"-max_len={LARGEST_KEPT}"]
+        subprocess.run([*command, str(merged), *sources], check=True, stderr=subprocess.DEVNULL)
         for path in kept.iterdir():
-            path.unlink()
-        for path in smallest:
+            if re.fullmatch("[0-9a-f]{40}", path.name):
+                path.unlink()
+        for path in merged.iterdir():
             shutil.copy(path, kept / path.name)
-        print(f"{name}: {len(smallest)} inputs, {sum(path.stat().st_size for path in smallest)} bytes")
+        sizes = [path.stat().st_size for path in kept.iterdir()]
+        print(f"{name}: {len(sizes)} inputs, {sum(sizes)} bytes")
 
 
 def main() -> int:
