@@ -69,8 +69,8 @@ soak: dev ## kills, upgrades, churn, storms: the full counts, for hours (docs/re
 	@setup/debian_packages.sh
 	$(BIN)/pytest tests/soak --soak -v $(PYTEST)
 
-soak-short: dev ## the same tests with few rounds, as part of `make test`
-	$(BIN)/pytest tests/soak $(PYTEST)
+soak-short: dev ## the same tests with few rounds and always the same seed, as part of `make test`
+	VIADUCT_SOAK_SEED=$${VIADUCT_SOAK_SEED:-1} $(BIN)/pytest tests/soak $(PYTEST)
 
 fuzz: $(VENV)/rust.env ## the fuzz targets, ten minutes each; FUZZ='--seconds 3600 --jobs 4 forward' for others (fuzz/README.md)
 	@setup/debian_packages.sh
