@@ -23,7 +23,8 @@ from interop.guest_image import GuestImage
 from interop.peer_process import PATIENCE, TAIL, PeerError, PeerProcess, require, wait_until
 
 KERNEL_ARGUMENTS = (
-    "console=ttyS0 quiet panic=0 nokaslr mitigations=off tsc=reliable no_timer_check random.trust_cpu=on rdinit=/init"
+    "console=ttyS0 quiet panic=0 nokaslr mitigations=off init_on_alloc=0 tsc=reliable no_timer_check "
+    "random.trust_cpu=on rdinit=/init"
 )
 DRIVER = "/sys/bus/virtio/drivers/virtio_net"
 

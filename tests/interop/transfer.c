@@ -4,8 +4,10 @@
  * their place only, so the receiver needs no copy of what was sent and can say where the first wrong byte is.
  *
  *   transfer serve PORT                        accept TCP streams and echo UDP datagrams, IPv4 and IPv6, until killed
+ *   transfer park PORT FILE                    accept one TCP stream, and read it once FILE exists
  *   transfer send HOST PORT MIB FLOWS          MIB mebibytes of TCP in FLOWS connections at once; status 0 if all arrived right
- *   transfer pump HOST PORT FILE               one paced TCP stream until FILE exists; status 0 if all arrived right
+ *   transfer pump HOST PORT FILE KIB           one TCP stream, KIB kibibytes every 20 ms, until FILE exists; status 0 if all
+ *                                              arrived right
  *   transfer echo HOST PORT COUNT SIZE         COUNT datagrams of SIZE bytes, one after the other, each compared when it returns
  *   transfer sniff INTERFACE MILLISECONDS      what the driver hands to the kernel: frames, longest, and those whose virtio-net
  *                                              header still asks for a checksum or for segmentation; SIGTERM ends it early
@@ -33,7 +35,7 @@
 #include <linux/virtio_net.h>
 
 enum { CHUNK = 256 * 1024 };                    /* a multiple of 8: words never straddle two chunks */
-enum { PAUSE = 20 };                            /* milliseconds between two chunks of a paced stream: 12.5 MiB/s at most */
+enum { PAUSE = 20 };                            /* milliseconds between two pieces of a paced stream */
 struct announcement { uint64_t seed, bytes; };  /* the first 16 bytes of a stream */
 static const uint64_t UNTIL_THE_END = UINT64_MAX; /* as the number of bytes: as many as come */
 
@@ -169,6 +171,23 @@ static int serve(int port)
 	}
 }
 
+/* A stream that waits in the kernel's receive buffer, of up to 8 MiB. */
+static int park(int port, const char *file)
+{
+	int size = 8 << 20, tcp = bound(SOCK_STREAM, port);
+	if (setsockopt(tcp, SOL_SOCKET, SO_RCVBUFFORCE, &size, sizeof size) < 0)
+		fail("SO_RCVBUFFORCE");
+	if (listen(tcp, 1) < 0)
+		fail("listen");
+	int fd = accept(tcp, NULL, NULL);
+	if (fd < 0)
+		fail("accept");
+	while (access(file, F_OK) < 0)
+		usleep(PAUSE * 1000);
+	receive_stream(fd);
+	return 0;
+}
+
 static int announce_stream(const char *host, int port, uint64_t bytes, uint64_t seed)
 {
 	struct sockaddr_storage to;
@@ -210,20 +229,20 @@ static int send_stream(const char *host, int port, uint64_t bytes, uint64_t seed
 	return judge_stream(fd, host, seed);
 }
 
-/* One stream of unknown length, slow enough to leave the machine to others, until `file` exists. */
-static int pump(const char *host, int port, const char *file)
+/* One stream of unknown length, with pauses between pieces of at most CHUNK bytes, until `file` exists. */
+static int pump(const char *host, int port, const char *file, size_t piece)
 {
 	static uint64_t data[CHUNK / 8];
 	const uint64_t seed = (uint64_t)getpid() << 32 | (uint32_t)time(NULL);
 	int fd = announce_stream(host, port, UNTIL_THE_END, seed);
 	uint64_t offset = 0;
-	for (; access(file, F_OK) < 0; offset += CHUNK) {
-		fill(data, seed, offset, CHUNK);
-		write_all(fd, data, CHUNK);
+	for (; access(file, F_OK) < 0; offset += piece) {
+		fill(data, seed, offset, piece);
+		write_all(fd, data, piece);
 		usleep(PAUSE * 1000);
 	}
 	shutdown(fd, SHUT_WR);
-	printf("%llu MiB\n", (unsigned long long)offset >> 20);
+	printf("%.1f MiB\n", offset / 1048576.0);
 	return judge_stream(fd, host, seed);
 }
 
@@ -325,15 +344,17 @@ int main(int count, char **arguments)
 	signal(SIGPIPE, SIG_IGN);
 	if (count == 3 && !strcmp(arguments[1], "serve"))
 		return serve(atoi(arguments[2]));
+	if (count == 4 && !strcmp(arguments[1], "park"))
+		return park(atoi(arguments[2]), arguments[3]);
 	if (count == 6 && !strcmp(arguments[1], "send"))
 		return send_streams(arguments[2], atoi(arguments[3]), (uint64_t)atoi(arguments[4]) << 20, atoi(arguments[5]));
-	if (count == 5 && !strcmp(arguments[1], "pump"))
-		return pump(arguments[2], atoi(arguments[3]), arguments[4]);
+	if (count == 6 && !strcmp(arguments[1], "pump") && atoi(arguments[5]) > 0 && atoi(arguments[5]) <= CHUNK / 1024)
+		return pump(arguments[2], atoi(arguments[3]), arguments[4], (size_t)atoi(arguments[5]) * 1024);
 	if (count == 6 && !strcmp(arguments[1], "echo"))
 		return echo(arguments[2], atoi(arguments[3]), atoi(arguments[4]), atoi(arguments[5]));
 	if (count == 4 && !strcmp(arguments[1], "sniff"))
 		return sniff(arguments[2], atoi(arguments[3]));
-	fputs("usage: transfer serve PORT | send HOST PORT MIB FLOWS | pump HOST PORT FILE | echo HOST PORT COUNT SIZE | "
+	fputs("usage: transfer serve PORT | park PORT FILE | send HOST PORT MIB FLOWS | pump HOST PORT FILE KIB | echo HOST PORT COUNT SIZE | "
 	      "sniff INTERFACE MILLISECONDS\n", stderr);
 	return 2;
 }
