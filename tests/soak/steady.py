@@ -26,13 +26,18 @@ _Result = TypeVar("_Result")
 class SteadyPair:
     """Numbered traffic from `sender_socket` to `receiver_socket`, at `rate` frames a second, while the block runs.
 
-    `number` tells the addresses of several pairs apart. `link` goes to `viaduct.guest.LinkOptions`.
+    `number` tells the addresses of several pairs apart. `to`: send to this address, behind which somebody passes the
+    frames on. `link` goes to `viaduct.guest.LinkOptions`.
     """
 
-    def __init__(self, sender_socket: Path, receiver_socket: Path, rate: int, number: int = 0, **link: Any) -> None:
+    def __init__(
+        self, sender_socket: Path, receiver_socket: Path, rate: int, number: int = 0, to: str = "", **link: Any
+    ) -> None:
         options = {"queue_size": QUEUE, **link}
         sends, receives = (f"02:76:64:0{role}:{number:02x}:01" for role in range(2))
-        self.sender = Sender(sender_socket, rate=rate, mac=sends, dst=receives, connect_timeout=PATIENCE, **options)
+        self.sender = Sender(
+            sender_socket, rate=rate, mac=sends, dst=to or receives, connect_timeout=PATIENCE, **options
+        )
         self.receiver = Receiver(receiver_socket, mac=receives, connect_timeout=PATIENCE, **options)
         self._loop = asyncio.new_event_loop()
         self._thread = threading.Thread(target=self._loop.run_forever, name="steady", daemon=True)

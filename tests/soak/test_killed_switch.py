@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 from interop.back_end import PortSpec
@@ -26,7 +27,7 @@ def test_rings_survive(directory: Path, soak: Soak, ring: str, tracked: bool) ->
     """Drivers that keep their rings, as those of virtual machines do: what is lost or done twice shows."""
     names = ("east0", "east1", "west0", "west1")
     ports = [PortSpec(name, directory / f"{name}.sock", link=int(name.startswith("west"))) for name in names]
-    options = {"ring": ring, "queue_size": QUEUE, "resume": True, "track_inflight": tracked}
+    options: dict[str, Any] = {"ring": ring, "queue_size": QUEUE, "resume": True, "track_inflight": tracked}
     rate = soak.of(RATE, LONG_RATE)
     switch = ViaductSwitch(directory, ports)
     switch.start()
