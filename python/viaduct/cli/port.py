@@ -8,7 +8,7 @@ import typer
 
 from .options import Control, Json
 
-app = typer.Typer(no_args_is_help=True, rich_markup_mode=None, help="List, add and remove ports.")
+app = typer.Typer(no_args_is_help=True, rich_markup_mode=None, help="List, add, change and remove ports.")
 
 
 @app.command("list")
@@ -83,3 +83,24 @@ def delete(names: Annotated[list[str], typer.Argument(metavar="NAME...")], contr
     with running_switch(control) as switch:
         for name in names:
             switch.call("port.del", name=name)
+
+
+@app.command("set")
+def set_(
+    name: Annotated[str, typer.Argument(metavar="NAME")],
+    options: Annotated[list[str], typer.Argument(metavar="OPT[=VAL]...")],
+    control: Control = None,
+) -> None:
+    """Change a port while it carries traffic.
+
+    Its guest does not notice a change of VLANs and rules; with other options the port is made anew. OPT= without a
+    value gives the option its default back.
+
+    \b
+        viaduct port set vm1 rate=1G mac=52:54:00:00:00:01 spoofcheck
+        viaduct port set vm1 rate= storm=100
+    """
+    from .asking import running_switch
+
+    with running_switch(control) as switch:
+        switch.call("port.set", name=name, options=options)

@@ -26,6 +26,7 @@ from . import sandbox
 from .config import ConfigError, PortConfig, SwitchConfig, build_config, build_port
 from .control_wire import HAND_OVER, LINE_MAX, ControlError, Problem, Reply, Request
 from .handover_channel import HandoverError
+from .port_text import change_port
 from .sandbox import Sandbox
 from .status import Event, Frame, MacEntry, PortStatus, Statistics
 
@@ -262,6 +263,20 @@ async def _port_del(server: ControlServer, params: dict[str, Any]) -> Any:
     await server.switch.remove_port(params["name"])
 
 
+async def _port_set(server: ControlServer, params: dict[str, Any]) -> Any:
+    _expect(params, "name", "options")
+    name, options = params["name"], params["options"]
+    if not isinstance(options, list) or not all(isinstance(option, str) for option in options):
+        raise ControlError(f"options are texts such as 'rate=1G', not {options!r}", "request")
+    config = server.switch.config
+    config.without_port(name)  # says which ports there are
+    try:
+        port = change_port(config.ports[name], options)
+    except ConfigError as error:
+        raise error.within("ports", name) from None
+    await server.switch.apply(msgspec.structs.replace(config, ports={**config.ports, name: port}))
+
+
 async def _stats(server: ControlServer, params: dict[str, Any]) -> Any:
     _expect(params)
     return server.switch.stats()
@@ -377,6 +392,7 @@ _METHODS: dict[str, Callable[[ControlServer, dict[str, Any]], Awaitable[Any]]] =
     "port.list": _port_list,
     "port.add": _port_add,
     "port.del": _port_del,
+    "port.set": _port_set,
     "stats": _stats,
     "macs": _macs,
     "events.history": _events_history,

@@ -9,6 +9,7 @@ stand in a path here; a TOML file has no such limit.
 from __future__ import annotations
 
 import os
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -81,6 +82,23 @@ def parse_port(text: str, directory: Path | None = None) -> PortConfig:
         if key in fields:
             raise ConfigError("stands twice", (key,))
         fields[key] = _value(types.get(key), value if equals else None, key)
+    return resolve_paths(build_port(fields), directory)
+
+
+def change_port(port: PortConfig, options: Iterable[str], directory: Path | None = None) -> PortConfig:
+    """The port with other `option=value`s; `option=` gives an option its default back.
+
+    Raises:
+        ConfigError: unknown option (with the nearest valid one), a wrong value, or one that goes with no other.
+    """
+    types = {field.name: field.type for field in msgspec.structs.fields(port)}
+    fields: dict[str, Any] = msgspec.to_builtins(port)
+    for option in options:
+        key, equals, value = option.partition("=")
+        if equals and not value and key in types:
+            fields.pop(key, None)
+        else:
+            fields[key] = _value(types.get(key), value if equals else None, key)
     return resolve_paths(build_port(fields), directory)
 
 

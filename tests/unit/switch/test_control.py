@@ -74,6 +74,21 @@ async def test_ports_are_listed_added_and_removed(running: Running) -> None:
     assert await running.ask(work) == ["vhost-user:/run/vm2.sock"]
 
 
+async def test_a_port_is_changed(running: Running) -> None:
+    def work(client: ControlClient) -> list[str]:
+        client.call("port.set", name="vm1", options=["rate=2.5M", "private"])
+        return [port["config"] for port in client.call("port.list")]
+
+    before = await running.ask(lambda client: [port["config"] for port in client.call("port.list")])
+    assert await running.ask(work) == [f"{before[0]},rate=2500k,private"]
+    refused = await running.refusal("port.set", name="vm1", options=["rat=1G"])
+    assert "did you mean 'rate'?" in str(refused)
+    refused = await running.refusal("port.set", name="vm2", options=["rate=1G"])
+    assert "did you mean 'vm1'?" in str(refused)
+    refused = await running.refusal("port.set", name="vm1", options="rate=1G")
+    assert refused.code == "request"
+
+
 async def test_a_whole_configuration_is_applied_and_shown(running: Running) -> None:
     config = {"ports": {"a": {"kind": "null"}, "b": "tap:tap0"}, "polling": "busy"}
     await running.ask(lambda client: client.call("apply", config=config))

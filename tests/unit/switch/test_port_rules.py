@@ -14,7 +14,7 @@ from viaduct.switch.config import ConfigError, NullPort, SwitchConfig, TapPort, 
 from viaduct.switch.config_change import ChangePort, changes
 from viaduct.switch.config_toml import format_config, parse_config
 from viaduct.switch.port_rules import LEARN_LIMIT, STORM_LIMIT, format_quantity, parse_macs, parse_quantity
-from viaduct.switch.port_text import format_port, parse_port
+from viaduct.switch.port_text import change_port, format_port, parse_port
 from viaduct.virtio.features import NetFeature
 
 MAC = "52:54:00:00:00:01"
@@ -136,3 +136,14 @@ async def test_the_address_is_told_to_the_driver(tmp_path: Path) -> None:
         device = switch._ports["vm"].device  # type: ignore[attr-defined]
         assert device.features & NetFeature.MAC
         assert device.read_config(0, 6) == bytes.fromhex("525400000001")
+
+
+def test_options_are_set_and_taken_back() -> None:
+    port = parse_port(f"vhost-user:/run/vm1.sock,queues=2,mac={MAC}")
+    changed = change_port(port, ["rate=1G", "spoofcheck", "macs=0"])
+    assert changed == parse_port(f"vhost-user:/run/vm1.sock,queues=2,mac={MAC},rate=1G,spoofcheck,macs=0")
+    assert change_port(changed, ["rate=", "spoofcheck=", "macs="]) == port
+    for wrong, key in (("rat=1G", "rat"), ("rat=", "rat"), ("rate=x", "rate"), ("path=", None), ("mac=", "spoofcheck")):
+        with pytest.raises(ConfigError) as refused:
+            change_port(changed, [wrong])
+        assert refused.value.key == ((key,) if key else ())
