@@ -7,14 +7,15 @@ import os
 import signal
 import sys
 from collections.abc import AsyncGenerator, Callable
-from contextlib import asynccontextmanager, suppress
+from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import msgspec
 
 from viaduct.switch.config import ConfigError, SwitchConfig
-from viaduct.switch.control import ControlServer
+from viaduct.switch.control import OWNER_ONLY, ControlServer
+from viaduct.switch.control_access import ControlAccess, resolve_groups
 from viaduct.switch.control_wire import listening_path
 from viaduct.switch.handover_format import Sources
 from viaduct.switch.handover_giving import Giver
@@ -24,6 +25,7 @@ from viaduct.vhost_user.errors import VhostUserError
 
 from .failure import FAILED, NO_SWITCH, USAGE, Failure
 from .log_lines import LogFormat, LogLines
+from .systemd import adopt_sockets, keep_told, tell
 
 if TYPE_CHECKING:
     from viaduct.switch.handover_taking import Predecessor
@@ -34,6 +36,7 @@ class ProcessOptions(msgspec.Struct, frozen=True, kw_only=True):
 
     `control`: the control socket's path. `log_format`: lines instead of a live table, even on a terminal. `metrics`:
     where Prometheus may scrape. `sandbox`: what to give up, `sandbox_paths`: directories to keep writable nevertheless.
+    `access`: who may use the control socket.
     `sources`: the arguments, for a process that takes over from this one.
     """
 
@@ -42,6 +45,7 @@ class ProcessOptions(msgspec.Struct, frozen=True, kw_only=True):
     metrics: MetricsAddress | None = None
     sandbox: SandboxMode = "auto"
     sandbox_paths: tuple[str, ...] = ()
+    access: ControlAccess = OWNER_ONLY
     sources: Sources = Sources()
 
 
@@ -71,8 +75,11 @@ async def _serve(
     loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, ending.set)
-    control = predecessor.data.control_path if predecessor else options.control
+    activated = adopt_sockets()
+    control = predecessor.data.control_path if predecessor else options.control or activated
     path = Path(control) if control else listening_path()
+    if not control and options.access.groups:
+        path.parent.chmod(0o711)  # the socket itself says who may
     wanted = _merged(predecessor.data.running, predecessor.data.configured, config) if predecessor else config
     sandbox, refused_fd = _enter_sandbox(wanted, options, path)
     async with Switch() as switch:
@@ -112,18 +119,21 @@ async def _serve(
             def gone(pid: int, gap: float) -> None:
                 """All that this process would clean up belongs to another one now."""
                 show.say("handed-over", f"to pid {pid}; nothing was forwarded for {1000 * gap:.1f} ms")
-                _tell_service_manager(f"MAINPID={pid}")
+                tell(f"MAINPID={pid}")
                 show.close()
                 sys.stdout.flush()
                 os._exit(0)
 
             listener = predecessor.listener if predecessor is not None else None
             giver = Giver(switch, options.sources, lambda: config, gone)
-            async with ControlServer(switch, path, ending.set, giver, listener), _metrics(switch, options.metrics):
-                _tell_service_manager("READY=1")
+            server = ControlServer(switch, path, ending.set, giver, listener, options.access)
+            async with server, _metrics(switch, options.metrics):
+                tell("READY=1")
+                telling = asyncio.create_task(keep_told(switch))
                 show.say("ready", f"{len(config.ports)} ports, control socket {path}, pid {os.getpid()}")
                 await ending.wait()
-                _tell_service_manager("STOPPING=1")
+                telling.cancel()
+                tell("STOPPING=1")
         finally:
             following.cancel()
             await asyncio.gather(following, *reloading, return_exceptions=True)
@@ -190,6 +200,7 @@ async def _take_over(control: str, relieved: Callable[[Predecessor], None], log_
         metrics=parse_metrics_address(sources.metrics) if sources.metrics else None,
         sandbox=sources.sandbox,
         sandbox_paths=sources.sandbox_paths,
+        access=resolve_groups(sources.control_group, sources.control_readers),
         sources=sources,
     )
     await _serve(config, read if sources.config else None, options, predecessor)
@@ -206,6 +217,7 @@ def _enter_sandbox(config: SwitchConfig, options: ProcessOptions, control: Path)
         files=[os.path.abspath(control), *([metrics.path] if metrics.path else [])],
         directories=options.sandbox_paths,
         listen=[metrics.port] if metrics.port else [],
+        groups=bool(options.access.groups),
     )
     return sandbox, refused_fd
 
@@ -257,16 +269,6 @@ def _shower(switch: Any, log_format: LogFormat | None) -> LogLines:
     from .live import LiveTable
 
     return LiveTable(switch)
-
-
-def _tell_service_manager(state: str) -> None:
-    """Say to systemd how far we are, where it started us (sd_notify(3))."""
-    if address := os.environ.get("NOTIFY_SOCKET"):
-        import socket
-
-        with suppress(OSError), socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as notify:
-            notify.connect("\0" + address[1:] if address.startswith("@") else address)
-            notify.send(state.encode())
 
 
 def _reason(error: Exception) -> str:

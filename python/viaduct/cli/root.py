@@ -24,6 +24,7 @@ and from another terminal look at it:
     viaduct port list
     viaduct stats --watch
     viaduct capture vm1 -w - | wireshark -k -i -
+    viaduct doctor vm1
 
 Exit codes: 0 done, 1 failed or refused, 2 wrong usage, 3 no switch answers, 130 interrupted."""
 

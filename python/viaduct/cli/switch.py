@@ -31,6 +31,12 @@ def switch(
             help="Spin while packets flow and sleep when not; never sleep; or never spin [default: adaptive].",
         ),
     ] = None,
+    control_group: Annotated[
+        str | None, typer.Option(metavar="GROUP", help="Its members may use the control socket as this user may.")
+    ] = None,
+    control_readers: Annotated[
+        str | None, typer.Option(metavar="GROUP", help="Its members may ask for counters, ports and events only.")
+    ] = None,
     metrics: Annotated[
         str | None,
         typer.Option(
@@ -82,6 +88,7 @@ def switch(
         path = "/tmp/vm1.sock"
         queues = 2
     """
+    from viaduct.switch.control_access import resolve_groups
     from viaduct.switch.handover_format import Sources
     from viaduct.switch.metrics_address import parse_metrics_address
 
@@ -99,6 +106,7 @@ def switch(
             metrics=parse_metrics_address(metrics) if metrics else None,
             sandbox=sandbox,
             sandbox_paths=paths,
+            access=resolve_groups(control_group, control_readers),
             sources=Sources(
                 ports=port or [],
                 config=str(config) if config else None,
@@ -108,6 +116,8 @@ def switch(
                 log_format=log_format,
                 sandbox=sandbox,
                 sandbox_paths=paths,
+                control_group=control_group,
+                control_readers=control_readers,
             ),
         )
         first = read()

@@ -24,6 +24,7 @@ from viaduct.vhost_user.socket_path import Listener
 
 from . import sandbox
 from .config import ConfigError, PortConfig, SwitchConfig, build_config, build_port
+from .control_access import ControlAccess, why_refused
 from .control_wire import HAND_OVER, LINE_MAX, ControlError, Problem, Reply, Request
 from .handover_channel import HandoverError
 from .port_text import change_port
@@ -67,6 +68,10 @@ class Controlled(Protocol):
     async def diagnose(self, port: str, seconds: float, /) -> Diagnosis: ...
 
 
+OWNER_ONLY = ControlAccess()
+"""Root and the user who runs the switch."""
+
+
 class About(msgspec.Struct, frozen=True, kw_only=True):
     """The process of a switch. `started`: since when it answers here, in seconds since 1970."""
 
@@ -82,7 +87,7 @@ class ControlServer:
     """Serves one switch on one UNIX socket: `async with ControlServer(switch, path):`.
 
     `shutdown` is called when a client asks the switch to end. `giver` hands over to a new process when one asks for
-    that. `listener` is the socket of a process that has handed over to this one.
+    that. `listener` is the socket of a process that has handed over to this one. `access`: who may ask and change.
     """
 
     def __init__(
@@ -92,7 +97,9 @@ class ControlServer:
         shutdown: Callable[[], None],
         giver: Giver | None = None,
         listener: Listener | None = None,
+        access: ControlAccess = OWNER_ONLY,
     ) -> None:
+        self.access = access
         self.switch = switch
         self.path = Path(path)
         self.shutdown = shutdown
@@ -104,14 +111,14 @@ class ControlServer:
         self._connections: set[asyncio.Task[None]] = set()
 
     async def start(self) -> None:
-        """Listen; only this user may connect. A socket file that nobody answers on is replaced.
+        """Listen; only those whom `access` names can connect. A socket file that nobody answers on is replaced.
 
         Raises:
             SocketPathError: somebody answers there, the directory is missing, no permission, the path is too long.
         """
         mask = os.umask(0o177)
         try:
-            self._listener = self._adopted or Listener(str(self.path))
+            self._listener = self._adopted or Listener(str(self.path), self.access.file)
         finally:
             os.umask(mask)
         self._server = await asyncio.start_unix_server(self._connected, sock=self._listener.sock, limit=LINE_MAX)
@@ -148,6 +155,7 @@ class ControlServer:
             writer.transport.abort() if writer.transport.is_closing() else writer.close()
 
     async def _converse(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        role, who = self.access.role(writer.get_extra_info("socket"))
         while True:
             try:
                 line = await reader.readline()
@@ -161,6 +169,11 @@ class ControlServer:
             except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
                 await _send(writer, _refusal(0, "request", f"not a request: {error}"))
                 return
+            if reason := why_refused(role, request.method, who):
+                await _send(writer, _refusal(request.id, "denied", reason))
+                if role is None:
+                    return
+                continue
             if request.method == HAND_OVER:
                 await self._hand_over(request, writer)
                 return

@@ -31,6 +31,12 @@ class ControlClient:
         except OSError as error:
             self._socket.close()
             said = "" if path else f", or say where one is: --control SOCKET or {CONTROL_VARIABLE}=SOCKET"
+            if isinstance(error, PermissionError):
+                raise ControlError(
+                    f"the switch at {self.path} does not let this user (uid {os.geteuid()}) connect; "
+                    "ask as its user or root, or start it with --control-group or --control-readers",
+                    "unreachable",
+                ) from None
             reason = (
                 "it does not exist" if isinstance(error, FileNotFoundError) else (error.strerror or str(error)).lower()
             )

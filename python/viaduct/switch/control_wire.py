@@ -13,7 +13,7 @@ Two kinds of request go on: a *stream* (`events`, `stats.watch`) is answered by 
 client hangs up, and `capture` by one reply, after which the switch sends nothing but the bytes of a pcapng file. After
 the reply to `hand-over` the connection is a `handover_channel`.
 
-Who may connect is decided by the permissions of the socket's file (0600) and of its directory.
+Who may connect, ask and change is said in `control_access`.
 """
 
 from __future__ import annotations
@@ -32,6 +32,9 @@ LINE_MAX = 1 << 20
 HAND_OVER = "hand-over"
 """The request of a new switch process that wants to take over; its language is in `handover_format`."""
 
+SYSTEM_PATH = Path("/run/viaduct/control.sock")
+"""Where root's switch, or that of a service, listens."""
+
 CONTROL_VARIABLE = "VIADUCT_CONTROL"
 """Environment variable with the path of the control socket, for those who do not want to say `--control` each time."""
 
@@ -45,7 +48,7 @@ class Request(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
 
 
 class Problem(msgspec.Struct, frozen=True, kw_only=True):
-    """Why a request was refused. `code`: `config`, `method`, `request` or `failed`."""
+    """Why a request was refused. `code`: `denied` (who asks may not), `config`, `method`, `request` or `failed`."""
 
     code: str
     message: str
@@ -76,7 +79,7 @@ def candidate_paths() -> list[Path]:
     if runtime := os.environ.get("XDG_RUNTIME_DIR"):
         places.append(Path(runtime) / "viaduct" / "control.sock")
     if os.geteuid() == 0:
-        places.append(Path("/run/viaduct/control.sock"))
+        places.append(SYSTEM_PATH)
     places.append(Path(f"/tmp/viaduct-{os.geteuid()}/control.sock"))
     return places
 
@@ -104,7 +107,7 @@ def listening_path() -> Path:
 def connecting_path() -> Path:
     """Where a client looks when nobody says: the first place where something is, else the preferred one."""
     places = candidate_paths()
-    return next((path for path in places if path.exists()), places[0])
+    return next((path for path in (*places, SYSTEM_PATH) if os.path.exists(path)), places[0])
 
 
 def _make_private_directory(directory: Path) -> None:

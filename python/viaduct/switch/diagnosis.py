@@ -135,6 +135,7 @@ def findings(case: Case) -> Iterator[Finding]:
             yield from queues
             if not queues:
                 yield from _traffic(case)
+                yield from _iommu(case)
     elif isinstance(case.config, TapPort):
         yield from _interface(case.config)
     yield from _addresses(case)
@@ -207,6 +208,8 @@ def _unconnected(case: Case, config: VhostUserPort) -> Finding:
     if config.client:
         how = "does not exist" if not os.path.exists(config.path) else "exists, but nobody serves it"
         message = f"the front-end listens, we connect, and nobody is there{when}: {config.path} {how}"
+        if case.second.status.detail:
+            message += f" ({case.second.status.detail})"
         remedy = "start the front-end (QEMU: -chardev socket,...,server=on); we go on trying, at least once a second"
     else:
         message = f"we listen on {config.path} and no front-end is connected{when}"
@@ -301,6 +304,18 @@ def _traffic(case: Case) -> Iterator[Finding]:
             message="frames of the guest wait in its ring because the port has used up its rate= or pps=",
             remedy="raise the limit, if it is not meant",
         )
+
+
+def _iommu(case: Case) -> Iterator[Finding]:
+    before, after = case.first.status.iommu, case.second.status.iommu
+    if before is None or after is None or after.refused <= before.refused:
+        return
+    yield Finding(
+        cause="iommu-refused",
+        message=f"{after.refused - before.refused} translations that the switch asked for were refused while we "
+        f"looked, {after.refused} since the guest connected",
+        remedy=ADVICE["iommu"].remedy,
+    )
 
 
 def _interface(config: TapPort) -> Iterator[Finding]:

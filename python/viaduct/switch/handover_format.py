@@ -50,6 +50,8 @@ class Sources(msgspec.Struct, frozen=True, kw_only=True):
     log_format: Literal["text", "json"] | None = None
     sandbox: SandboxMode = "auto"
     sandbox_paths: tuple[str, ...] = ()
+    control_group: str | None = None
+    control_readers: str | None = None
 
 
 class SwitchData(msgspec.Struct, frozen=True, kw_only=True, tag="switch", tag_field="kind"):

@@ -23,8 +23,8 @@ from viaduct.vhost_user.errors import SocketPathError
 SO_PEERGROUPS = 59
 """asm-generic/socket.h; Python has no name for it."""
 
-_GROUPS_MAX = 65536
-"""NGROUPS_MAX (limits.h)."""
+_GROUPS_MAX = 256
+"""As many as fit into what `socket.getsockopt` takes; of a process with more, only the first group counts."""
 
 _MODE = re.compile(r"0?[0-7]{3}")
 _ALLOWED = re.compile(r"(?P<user>[A-Za-z0-9._-]+)?(?::(?P<group>[A-Za-z0-9._-]+))?")
@@ -81,7 +81,7 @@ def credentials(sock: socket.socket) -> tuple[int, int, frozenset[int]]:
     pid, uid, gid = struct.unpack("=iII", sock.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, 12))
     try:
         data = sock.getsockopt(socket.SOL_SOCKET, SO_PEERGROUPS, 4 * _GROUPS_MAX)
-    except OSError:  # Linux before 4.13
+    except OSError:  # Linux before 4.13, or more groups than that
         data = b""
     return pid, uid, frozenset((gid, *struct.unpack(f"={len(data) // 4}I", data)))
 

@@ -42,6 +42,10 @@ def check_path(path: str) -> None:
         )
 
 
+ACTIVATED: dict[str, socket.socket] = {}
+"""Sockets that somebody else listens on for this process (socket activation), by path. Their files stay."""
+
+
 class Listener:
     """A listening socket and its file."""
 
@@ -50,6 +54,7 @@ class Listener:
         does so already. Raises `SocketPathError`."""
         check_path(path)
         self.path = path
+        adopted = adopted or ACTIVATED.pop(path, None)
         if adopted is None:
             _remove_stale(path)
         self.sock = adopted or _new_socket()

@@ -18,6 +18,7 @@ from viaduct.switch.diagnosis import Case, Diagnosis, Look, QueueState, findings
 from viaduct.switch.drop_advice import ADVICE
 from viaduct.switch.status import (
     Direction,
+    Iommu,
     Peer,
     PollerStatistics,
     PortStatistics,
@@ -287,6 +288,24 @@ def test_a_port_that_has_used_up_its_rate() -> None:
     assert finding.cause == "rate-limit"
     assert "8 frames of the guest wait" in finding.message
     assert "raise rate= or pps=" in finding.remedy
+
+
+def test_translations_that_are_refused() -> None:
+    made = vhost_case(RECEIVES, msgspec.structs.replace(SENDS, waiting=0))
+    queues = (QueueStatistics(queue=0, direction="received", frames=1),)
+    first, second = (
+        msgspec.structs.replace(
+            look,
+            counters=msgspec.structs.replace(look.counters, queues=queues),
+            status=msgspec.structs.replace(
+                look.status, iommu=Iommu(ranges=1, updates=1, invalidations=0, misses=9, refused=refused)
+            ),
+        )
+        for look, refused in ((made.first, 2), (made.second, 9))
+    )
+    (finding,) = findings(msgspec.structs.replace(made, first=first, second=second))
+    assert finding.cause == "iommu-refused"
+    assert finding.message.startswith("7 translations")
 
 
 def test_frames_that_nobody_fetches() -> None:

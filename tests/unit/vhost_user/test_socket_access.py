@@ -148,6 +148,16 @@ def test_supplementary_groups_are_known() -> None:
     assert groups == {os.getegid(), *os.getgroups()}
 
 
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can have other groups")
+def test_supplementary_groups_of_others_are_known() -> None:
+    child = os.fork()
+    if child == 0:
+        os.setgroups([54001, 54002])
+        inner, _ = socket.socketpair()
+        os._exit(0 if credentials(inner)[2] == {os.getegid(), 54001, 54002} else 1)
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
+
+
 def test_names_are_resolved() -> None:
     assert resolve_allow("root+1000:0+:root") == (Allowed(0, None), Allowed(1000, 0), Allowed(None, 0))
     with pytest.raises(ValueError, match="no user 'nobody-at-all'"):
