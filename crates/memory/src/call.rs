@@ -154,11 +154,15 @@ impl Bell {
         let mut requests = [&raw mut request];
         // SAFETY: one request, alive during the call, at whose end it is over. It has no buffer.
         let submitted = unsafe { libc::syscall(libc::SYS_io_submit, self.context, 1, requests.as_mut_ptr()) };
+        if submitted != 1 {
+            // In a child made by fork(2) there is no context any more, nor what it had mapped.
+            return false;
+        }
         // What has completed is of no interest; taking it makes room for the next one.
         if let Some(ring) = self.completions() {
             ring.head.store(ring.tail.load(Ordering::Acquire), Ordering::Release);
         }
-        submitted == 1
+        true
     }
 }
 

@@ -46,3 +46,17 @@ def test_a_pipe_that_blocks() -> None:
     os.close(writer)
     assert not drain(reader)
     os.close(reader)
+
+
+def test_a_child_process_signals_as_well() -> None:
+    fd = os.eventfd(0)
+    signal(fd)
+    child = os.fork()
+    if child == 0:
+        try:
+            signal(fd)
+        finally:
+            os._exit(0)
+    assert os.waitpid(child, 0)[1] == 0
+    assert os.eventfd_read(fd) == 2
+    os.close(fd)
