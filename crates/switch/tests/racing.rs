@@ -161,21 +161,22 @@ impl Racer {
     }
 
     /// Address and length: mostly of a buffer, now and then across the end of memory, or far away.
-    fn buffer(chance: &mut Chance, receive: bool) -> (u64, u16) {
+    fn buffer(&self, chance: &mut Chance, receive: bool) -> (u64, u16) {
         let (start, end) = if receive { (INBOX, OUTBOX) } else { (OUTBOX, SIZE - 64) };
         let len = [12, 26, 60, 100, 1526, 4000][chance.below(6) as usize];
-        let addr = match chance.below(4096) {
-            0 => chance.next() | 1 << 40,
-            // The shortest would end behind it.
-            1 => SIZE - 1 - chance.below(11),
-            _ => start + chance.below(end - start - 4000),
-        };
-        (addr, len)
+        match (chance.below(1024), receive) {
+            (0, _) => (chance.next() | 1 << 40, len),
+            // A header and some of the frame before the end of memory, so that the frame would be delivered.
+            (1, false) => (SIZE - 27 - chance.below(36), 100),
+            // Even the shortest ends behind it. A packed ring's device writes lengths, which may be shorter.
+            (1, true) if self.layout == Layout::Split => (SIZE - 1 - chance.below(11), len),
+            _ => (start + chance.below(end - start - 4000), len),
+        }
     }
 
     /// A descriptor of a buffer, in a ring or table. Each field for itself, as another processor may see them.
     fn descriptor(&self, chance: &mut Chance, at: u64, receive: bool) {
-        let (addr, len) = Racer::buffer(chance, receive);
+        let (addr, len) = self.buffer(chance, receive);
         let mut flags = if receive { WRITE } else { 0 };
         if chance.one_in(16) {
             flags |= NEXT;
