@@ -118,11 +118,13 @@ async def _serve(
 
             def gone(pid: int, gap: float) -> None:
                 """All that this process would clean up belongs to another one now."""
-                show.say("handed-over", f"to pid {pid}; nothing was forwarded for {1000 * gap:.1f} ms")
-                tell(f"MAINPID={pid}")
-                show.close()
-                sys.stdout.flush()
-                os._exit(0)
+                try:
+                    show.say("handed-over", f"to pid {pid}; nothing was forwarded for {1000 * gap:.1f} ms")
+                    tell(f"MAINPID={pid}")
+                    show.close()
+                    sys.stdout.flush()
+                finally:
+                    os._exit(0)
 
             listener = predecessor.listener if predecessor is not None else None
             giver = Giver(switch, options.sources, lambda: config, gone)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import sys
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
@@ -38,9 +39,14 @@ def upgrade(
     if foreground:
         from .daemon import take_over
 
-        take_over(path, lambda predecessor: None, log_format)
+        take_over(path, _let_go_of_stdio, log_format)
     else:
         _in_background(path, log_format)
+
+
+def _let_go_of_stdio(predecessor: Predecessor) -> None:
+    for fd in predecessor.stdio:
+        os.close(fd)
 
 
 def _in_background(path: str, log_format: Literal["text", "json"] | None) -> None:
@@ -78,18 +84,22 @@ def _be_the_new_one(path: str, log_format: Literal["text", "json"] | None, writi
 
     def relieved(predecessor: Predecessor) -> None:
         found = {"pid": os.getpid(), "before": predecessor.data.pid, "gap_ms": 1000 * predecessor.gap}
-        os.write(writing, msgspec.json.encode(found))
-        os.close(writing)
+        pipe.write(msgspec.json.encode(found))
+        pipe.close()
         for number, fd in enumerate(predecessor.stdio):
             os.dup2(fd, number)
-            os.close(fd)
+        _let_go_of_stdio(predecessor)
 
-    try:
-        take_over(path, relieved, log_format)
-    except Failure as failure:
-        os.write(writing, msgspec.json.encode({"problem": str(failure), "code": failure.exit_code}))
-        return failure.exit_code
-    except BaseException as error:
-        os.write(writing, msgspec.json.encode({"problem": f"the new process failed: {type(error).__name__}: {error}"}))
-        return FAILED
-    return 0
+    problem, code = "", 0
+    with open(writing, "wb") as pipe:
+        try:
+            take_over(path, relieved, log_format)
+        except Failure as failure:
+            problem, code = str(failure), failure.exit_code
+        except BaseException as error:
+            problem, code = f"the new process failed: {type(error).__name__}: {error}", FAILED
+        if problem and pipe.closed:
+            print(f"viaduct: {problem}", file=sys.stderr)
+        elif problem:
+            pipe.write(msgspec.json.encode({"problem": problem, "code": code}))
+    return code

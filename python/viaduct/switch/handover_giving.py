@@ -14,7 +14,7 @@ import socket
 import struct
 import time
 from collections.abc import Callable
-from contextlib import suppress
+from contextlib import closing, suppress
 from typing import TYPE_CHECKING, Any
 
 from viaduct.vhost_user.errors import VhostUserError
@@ -56,12 +56,12 @@ _CREDENTIALS = struct.Struct("=iII")
 
 
 class Successor:
-    """The process that wants to take over, at the other end of `sock`."""
+    """The process that wants to take over, at the other end of `channel`."""
 
-    def __init__(self, sock: socket.socket) -> None:
+    def __init__(self, channel: HandoverChannel) -> None:
         """Raises HandoverError for a process that we could not end if it failed half-way."""
         self.pid, uid, _ = _CREDENTIALS.unpack(
-            sock.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _CREDENTIALS.size)
+            channel.sock.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _CREDENTIALS.size)
         )
         if uid != os.geteuid():
             raise HandoverError(
@@ -72,7 +72,7 @@ class Successor:
             self._pidfd = os.pidfd_open(self.pid)
         except OSError as error:
             raise HandoverError(f"the new process cannot be watched ({error.strerror})") from None
-        self.channel = HandoverChannel(sock)
+        self.channel = channel
 
     async def end(self) -> None:
         """Kill it, unless it goes by itself, and wait for its end: then it touches no ring any more."""
@@ -88,16 +88,15 @@ class Successor:
         await ready(self._pidfd)
 
     def close(self) -> None:
-        """Let go of it."""
-        self.channel.close()
+        """Watch it no longer."""
         os.close(self._pidfd)
 
 
 class Giver:
     """What a running `viaduct switch` knows beside its switch, and how it ends when another process has taken over.
 
-    `control`: the control socket's descriptor and path. `gone` is called when the new process forwards, with its pid
-    and the seconds for which nobody did; it does not return.
+    `sources` and `configured`: where the configuration came from, and what it was when it was read. `gone` is called
+    when the new process forwards, with its pid and the seconds for which nobody did; it does not return.
     """
 
     def __init__(
@@ -118,24 +117,18 @@ class Giver:
         Raises:
             HandoverError: it did not come to that; this switch goes on.
         """
-        successor = None
+        channel = HandoverChannel(sock)
         try:
-            known = [number for number in params.get("formats", ()) if number in FORMATS]
-            if not known:
-                raise HandoverError(
-                    f"the new process ({params.get('version', 'unknown version')}) reads hand-overs of formats "
-                    f"{params.get('formats')}, this one writes {list(FORMATS)}; restart the switch instead"
-                )
-            successor = Successor(sock)
-            await self._give(successor, max(known), control, control_path)
+            number = _format(params)
+            with closing(Successor(channel)) as successor:
+                await self._give(successor, number, control, control_path)
         except (HandoverError, VhostUserError, OSError) as error:
             self.switch.report("upgrade-failed", f"this process goes on: {error}")
+            with suppress(HandoverError):
+                await channel.send(Failed(str(error)))
             raise HandoverError(str(error)) from error
         finally:
-            if successor is not None:
-                successor.close()
-            else:
-                sock.close()
+            channel.close()
 
     async def _give(self, successor: Successor, number: int, control: int, control_path: str) -> None:
         channel = successor.channel
@@ -149,9 +142,7 @@ class Giver:
                 await self._describe(channel, number, control, control_path)
                 _expect(await channel.receive(PREPARE), Prepared)
                 await self._let_go(successor)
-            except BaseException as error:
-                with suppress(HandoverError):
-                    await channel.send(Failed(str(error)))
+            except BaseException:
                 for port in frozen:
                     port.thaw()
                 raise
@@ -234,6 +225,18 @@ def positions_of(switch: Switch, held: list[tuple[int, int, int]], stopped: floa
         if number in names
     ]
     return PositionsData(stopped=stopped, ports=ports, stations=stations)
+
+
+def _format(params: dict[str, Any]) -> int:
+    """The highest format that both know. Raises HandoverError."""
+    offered = params.get("formats")
+    known = [number for number in FORMATS if isinstance(offered, list) and number in offered]
+    if not known:
+        raise HandoverError(
+            f"the new process ({params.get('version', 'unknown version')}) reads hand-overs of formats {offered}, "
+            f"this one writes {list(FORMATS)}; restart the switch instead"
+        )
+    return max(known)
 
 
 def _expect(received: tuple[HandoverMessage, Fds], kind: type[Prepared]) -> None:

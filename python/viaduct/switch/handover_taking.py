@@ -1,9 +1,6 @@
 """The new process's side of a hand-over: everything is made, then the rings' positions come, then frames flow.
 
-predecessor = await Predecessor.find("/run/viaduct/control.sock")
-async with Switch() as switch:
-    await predecessor.prepare(switch)
-    await predecessor.relieve(switch)
+`Predecessor.find` asks for it, `prepare` makes everything in an empty switch, `relieve` goes on where the other stops.
 """
 
 from __future__ import annotations
@@ -19,7 +16,7 @@ import msgspec
 
 from viaduct.vhost_user.errors import VhostUserError
 from viaduct.vhost_user.handover import Fds
-from viaduct.vhost_user.socket_path import Listener, connect
+from viaduct.vhost_user.socket_path import Listener, try_connect
 
 from .config import ConfigError, SwitchConfig
 from .control_wire import HAND_OVER, ControlError, Reply, Request
@@ -68,9 +65,8 @@ class Predecessor:
         from viaduct import __version__
 
         try:
-            async with asyncio.timeout(PATIENCE):
-                sock = await connect(path)
-        except (TimeoutError, OSError, VhostUserError) as error:
+            sock = try_connect(path)
+        except (OSError, VhostUserError) as error:
             raise ControlError(f"no switch answers at {path} ({error})", "unreachable") from None
         channel = HandoverChannel(sock)
         try:
@@ -164,7 +160,9 @@ class Predecessor:
         )
         switch.data_path.resume()
         self.gap = time.monotonic() - positions.stopped
-        await self.channel.send(Running(self.gap))
+        # If nobody is there to hear it, the old process is dead, and there is nobody else; or it is about to kill us.
+        with suppress(HandoverError):
+            await self.channel.send(Running(self.gap))
         self.listener.owned = True
         for port in members.values():
             port.thaw()

@@ -97,7 +97,7 @@ class Session:
 
     async def _receive(self) -> Message | None:
         while True:
-            if not self._thawed.is_set():
+            while not self._thawed.is_set():
                 self._idle.set()
                 await self._thawed.wait()
                 self._idle.clear()

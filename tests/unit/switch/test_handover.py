@@ -71,10 +71,15 @@ def test_a_field_that_a_reader_does_not_know_is_no_error() -> None:
 async def test_a_format_that_nobody_knows(tmp_path: Path) -> None:
     async with Switch() as switch:
         giver = Giver(switch, Sources(), SwitchConfig, lambda pid, gap: None)
-        ours, theirs = socket.socketpair()
-        with theirs, pytest.raises(HandoverError, match=r"reads hand-overs of formats \[99\], this one writes \[1\]"):
-            await giver.give({"formats": [99], "version": "9.9"}, ours, 0, str(tmp_path / "c"))
-        assert switch.history()[-1].kind == "upgrade-failed"
+        for formats in ([99], 99, None):
+            ours, theirs = socket.socketpair()
+            there = HandoverChannel(theirs)
+            with pytest.raises(HandoverError, match=r"this one writes \[1\]; restart the switch instead"):
+                await giver.give({"formats": formats, "version": "9.9"}, ours, 0, str(tmp_path / "c"))
+            assert switch.history()[-1].kind == "upgrade-failed"
+            with pytest.raises(HandoverError, match="the new process"):
+                await there.receive(30)  # it hears why
+            there.close()
 
 
 async def test_a_switch_of_another_program_is_not_handed_over(tmp_path: Path) -> None:
