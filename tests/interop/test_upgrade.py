@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -14,7 +15,7 @@ import pytest
 from interop.back_end import PortSpec
 from interop.guest_image import GuestImage
 from interop.network_namespace import NetworkNamespace
-from interop.peer_process import wait_until
+from interop.peer_process import PeerProcess, wait_until
 from interop.qemu import Guest, Nic
 from interop.viaduct_switch import ViaductSwitch
 from viaduct.switch.control_client import ControlClient
@@ -130,3 +131,33 @@ def test_command(directory: Path) -> None:
         switch.kill()
         if new and os.path.exists(f"/proc/{new}"):
             os.kill(new, 9)
+
+
+def test_configuration_is_read_again(directory: Path) -> None:
+    """A mistake in it leaves the old process where it was; a change is in force with the new one."""
+    file, control = directory / "net.toml", directory / "control.sock"
+    program = ViaductSwitch(directory).program
+    file.write_text('polling = "busy"\n[ports.one]\nkind = "null"\n')
+    command = [program, "switch", "--config", "net.toml", "--control", str(control)]
+    old = PeerProcess("old", ["env", "-C", str(directory), *command], directory / "old.log")
+    new = None
+    try:
+        old.wait_for_output(" ready: ")
+        file.write_text('[ports.one]\nkind = "nil"\n')
+        refused = subprocess.run([program, "upgrade", "--control", str(control)], capture_output=True, text=True)
+        assert refused.returncode == 2
+        assert "net.toml" in refused.stderr
+        assert "unknown kind of port 'nil'" in refused.stderr
+        old.wait_for_output(" upgrade-failed: this process goes on: ")
+        file.write_text('polling = "interrupt"\n[ports.one]\nkind = "null"\n[ports.two]\nkind = "null"\n')
+        new = PeerProcess("new", [program, "upgrade", "--foreground", "--control", str(control)], directory / "new.log")
+        new.wait_for_output(" ready: ")
+        old.wait_for(lambda: not old.running(), "its end")
+        with ControlClient(control) as client:
+            config = client.call("config")
+        assert sorted(config["ports"]) == ["one", "two"]
+        assert config["polling"] == "interrupt"
+    finally:
+        old.kill()
+        if new is not None:
+            new.kill()
