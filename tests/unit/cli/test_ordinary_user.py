@@ -1,4 +1,4 @@
-"""A switch as an ordinary user without any capability: its sockets in a directory of its own, packets, and a clean end."""
+"""A switch as an ordinary user without any capability: sockets in a directory of its own, packets, and a clean end."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def directory() -> Iterator[Path]:
 
 
 def command(directory: Path, words: list[str]) -> list[str]:
-    """How to run a command as that user. Root's own Python may be where others cannot go: a mount namespace shows it."""
+    """How to run a command as that user. Root's Python may be where others cannot go: a mount namespace shows it."""
     if os.geteuid() != 0:
         return words
     needed = sorted({sys.prefix, sys.base_prefix, str(Path(package.__file__).parents[1])})
