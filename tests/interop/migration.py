@@ -17,7 +17,7 @@ import signal
 import subprocess
 import time
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -40,8 +40,9 @@ PIECE, PARKED_PORT, PARKED_PIECE = "256", 5002, "16"
 """Kibibytes every 20 ms. What nobody reads is less, because the guest's kernel has to keep it."""
 MENDED_MOST = 100
 """Pages that QEMU may lose, not each time: see `mend_memory`."""
+TCP_SOCKETS, LISTEN = "cat /proc/net/tcp6", "0A"
 ARRIVAL = 180.0
-"""Seconds that a migration may take on a machine that does a lot else."""
+"""Seconds that a migration, or the end of a stream, may take on a machine that does a lot else."""
 
 
 @dataclass
@@ -217,9 +218,9 @@ class Site:
                 return process
 
             start("sink", transfer, "serve", str(PORT))
-            _wait_listening(self.peer.run(["cat", "/proc/net/tcp6"]) for _ in itertools.count())
+            wait_until(lambda: _listens(self.peer.run(TCP_SOCKETS.split()), PORT), "the peer listens")
             self.guest.run(f"transfer park {PARKED_PORT} {released} >/tmp/park.log 2>&1 </dev/null &")
-            _wait_listening((self.guest.run("cat /proc/net/tcp6") for _ in itertools.count()), PARKED_PORT)
+            wait_until(lambda: _listens(self.guest.run(TCP_SOCKETS), PARKED_PORT), "the guest listens")
             ping = start(
                 "ping", require("busybox", "busybox-static"), "ping", "-i", str(PING_INTERVAL), "-W", "10", GUEST
             )
@@ -235,11 +236,15 @@ class Site:
             stop.touch()
             self.guest.run(f"touch {guest_stop} {released}")
             for name, process in streams.items():
-                wait_until(lambda process=process: not process.running(), f"the end of the stream {name}")  # type: ignore[misc]
+                try:
+                    process.process.wait(ARRIVAL)
+                except subprocess.TimeoutExpired:
+                    raise PeerError(f"the stream {name} does not end: {process.tail()}") from None
                 if process.process.returncode:
                     raise PeerError(f"the stream {name}: {process.tail()}")
                 findings.streams[name] = process.output().splitlines()[0]
-            wait_until(lambda: "status" in self.guest.run("cat /tmp/outward.log"), "the end of the guest's stream")
+            ended = "the end of the guest's stream"
+            wait_until(lambda: "status" in self.guest.run("cat /tmp/outward.log"), ended, ARRIVAL)
             outward = self.guest.run("cat /tmp/outward.log")
             if "status 0" not in outward:
                 raise PeerError(f"the stream from the guest: {outward}")
@@ -249,9 +254,10 @@ class Site:
             judge_pings(ping.output(), findings)
 
 
-def _wait_listening(tables: Iterator[str], port: int = PORT) -> None:
-    """Wait until one of the kernel's tables of TCP sockets, read again and again, has a port."""
-    wait_until(lambda: f":{port:04X} " in next(tables), f"somebody listens on port {port}")
+def _listens(table: str, port: int) -> bool:
+    """Whether the kernel's table of TCP sockets has a listening one; those of earlier connections may linger."""
+    rows = [line.split() for line in table.splitlines()[1:]]
+    return any(row[1].endswith(f":{port:04X}") and row[3] == LISTEN for row in rows)
 
 
 def mend_memory(source: Guest, destination: Guest) -> int:
@@ -278,13 +284,15 @@ def mend_memory(source: Guest, destination: Guest) -> int:
 def _memory_of(guest: Guest) -> Iterator[mmap.mmap]:
     """A guest's memory: the memfd that QEMU shares with the switch."""
     assert guest.process is not None
-    descriptors = Path("/proc", str(guest.process.pid), "fd")
-    for path in descriptors.iterdir():
-        if "memfd:memory-backend" in os.readlink(path):
-            with path.open("r+b") as file, mmap.mmap(file.fileno(), 0) as memory:
-                yield memory
-            return
-    raise PeerError(f"{guest.name}: no memory among {[os.readlink(path) for path in descriptors.iterdir()]}")
+    found: list[Path] = []
+    for path in Path("/proc", str(guest.process.pid), "fd").iterdir():
+        with suppress(FileNotFoundError):  # one that QEMU has closed meanwhile
+            if "memfd:memory-backend" in os.readlink(path):
+                found.append(path)
+    if not found:
+        raise PeerError(f"{guest.name} has no memory that can be found")
+    with found[0].open("r+b") as file, mmap.mmap(file.fileno(), 0) as memory:
+        yield memory
 
 
 def judge_pings(output: str, findings: Findings) -> None:
