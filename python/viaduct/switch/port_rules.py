@@ -23,6 +23,10 @@ QUANTITY_MAX = 10**13
 BURST_MIN, BURST_MAX = 1, 10_000
 """Bounds of `burst` in milliseconds."""
 
+OUT_BURSTS = 10
+"""How many times `burst` may come at once towards a port: what is too much there is lost, which slows TCP down far more
+than waiting does."""
+
 LEARN_LIMIT = 1024
 """Addresses that one guest may have unless its port says otherwise: 64 such guests fill the forwarding table."""
 
@@ -38,7 +42,8 @@ class PortRules(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True, f
 
     `rate`, `pps`: bits and frames a second that the port may send. What is too much waits in its own ring.
     `rate_out`, `pps_out`: the same for what is sent to it. What is too much is dropped.
-    `burst`: how much may come at once after a pause, as the milliseconds in which the rate would allow it.
+    `burst`: how much may come at once after a pause, as the milliseconds in which the rate would allow it; ten times as
+    much of what is sent to the port.
     `storm`: broadcasts and multicasts a second that it may send.
     `unknown`: frames a second that it may send to stations nobody has heard, which go to all ports.
     `macs`: addresses that are learned from it; frames from further ones pass, but answers to them go to all ports.
@@ -91,7 +96,7 @@ class PortRules(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True, f
             "private": self.private,
             "learn_limit": min(int(self.macs), 0xFFFFFFFF),
             "rate": (int(self.rate), int(self.pps), microseconds),
-            "rate_out": (int(self.rate_out), int(self.pps_out), microseconds),
+            "rate_out": (int(self.rate_out), int(self.pps_out), OUT_BURSTS * microseconds),
             "storm": int(self.storm),
             "unknown": int(self.unknown),
         }

@@ -147,3 +147,29 @@ def test_options_are_set_and_taken_back() -> None:
         with pytest.raises(ConfigError) as refused:
             change_port(changed, [wrong])
         assert refused.value.key == ((key,) if key else ())
+
+
+@pytest.mark.parametrize(("option", "size", "burst"), [("rate", 4 << 20, 0.01), ("rate_out", 1 << 20, 0.1)])
+async def test_a_stream_goes_no_faster_than_its_rate(tmp_path: Path, option: str, size: int, burst: float) -> None:
+    """Whether what is too fast waits or is dropped, all of it arrives, and the rate holds over the bytes."""
+    megabits = 40
+    one, two = tmp_path / "1.sock", tmp_path / "2.sock"
+    limited = f"{option}={megabits}M"
+    ports = {
+        "one": f"vhost-user:{one}" + (f",{limited}" if option == "rate" else ""),
+        "two": f"vhost-user:{two}" + (f",{limited}" if option == "rate_out" else ""),
+    }
+    async with (
+        viaduct.Switch(build_config({"ports": ports})) as switch,
+        Guest(str(one), ip="10.0.0.1/24") as sender,
+        Guest(str(two), ip="10.0.0.2/24") as receiver,
+    ):
+        receiver.serve()
+        stream = await sender.stream("10.0.0.2", bytes=size, patience=60)
+        assert (stream.verified, stream.error) == (True, None)
+        # The last window is not waited for by all clocks alike.
+        assert stream.seconds >= 0.5 * (8 * size / (megabits * 1e6) - burst)
+        (statistics,) = [port for port in switch.stats().ports if port.name == "one"]
+        if option == "rate":
+            assert statistics.rate_waits > 0
+            assert statistics.drops() == {}
