@@ -32,6 +32,6 @@ def status(control: Control = None, json: Json = False) -> None:
     print(f"{about.ports} port{'' if about.ports == 1 else 's'} (viaduct port list)")
     print(f"sandbox {about.sandbox.mode}")
     for line in about.sandbox.given_up:
-        print(f"  given up: {line}")
+        print(f"  gave up {line}")
     for line in about.sandbox.not_given_up:
-        print(f"  could not be given up: {line}")
+        print(f"  could not give up {line}")

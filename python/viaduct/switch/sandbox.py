@@ -84,7 +84,8 @@ class Sandbox(msgspec.Struct, frozen=True, kw_only=True):
         """In one line."""
         if self.mode == "off":
             return "off"
-        return f"{self.mode}: {'; '.join(self.given_up) or 'nothing could be given up'}"
+        gave_up = "; ".join(self.given_up)
+        return f"{self.mode}: gave up {gave_up}" if gave_up else f"{self.mode}: nothing could be given up"
 
     def can_write(self, path: str) -> bool:
         """Whether the sandbox lets us write there; the file's permissions may still not."""
@@ -177,7 +178,7 @@ def _enter(
         failed.append(f"{threads - 1} threads ran already and keep their capabilities and files")
     try:
         kept = drop_capabilities(keep)
-        done.append(f"capabilities kept: {', '.join(kept) or 'none'}")
+        done.append(f"all capabilities but {', '.join(kept)}" if kept else "all capabilities")
     except OSError as error:
         failed.append(f"capabilities: {error}")
     try:
@@ -187,13 +188,16 @@ def _enter(
     if enforced == "not at all":
         failed.append("files and TCP: this kernel has no Landlock (Linux 5.13, CONFIG_SECURITY_LANDLOCK, lsm=landlock)")
     else:
-        where = f"only below {', '.join(named)}" if strict else "not in the system's directories"
-        done.append(f"files written {where}" + (", TCP closed" if enforced == "fully" else ""))
+        below = ", ".join(named)
+        files = f"all files but the system's and those below {below}"
+        done.append(files if strict else "writing to system directories")
+        if enforced == "fully":
+            done.append("TCP")
     if enforced == "partly":
         failed.append("TCP, devices: this kernel's Landlock cannot restrict them (Linux 6.12 can)")
     try:
         filter_system_calls(event_fd, False)
-        done.append("system calls filtered")
+        done.append("system calls that no switch makes")
     except OSError as error:
         failed.append(f"system calls: {error}")
     if strict and failed and enforced != "partly":
