@@ -311,6 +311,14 @@ fn a_new_memory_table_is_reached_through_the_same_translations() {
         platform.map_ring();
         device.set_memory(platform.memory.behind(platform.iotlb.clone())).expect("it is there again");
         assert!(!device.is_waiting());
+        device.translations_removed(0, u64::MAX);
+        assert!(!device.is_waiting(), "it is known still, and found at once");
+        platform.iotlb.invalidate(0, u64::MAX);
+        device.translations_removed(0, u64::MAX);
+        // A table without the ring, while the ring is waited for: that is an error after all.
+        let error = device.set_memory(GuestMemory::new()).expect_err("no IOMMU, and no memory");
+        assert_eq!(device.broken(), Some(&error));
+        assert_eq!(device.peek(&mut platform.batch, 8), Err(error));
     }
 }
 

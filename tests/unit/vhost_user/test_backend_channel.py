@@ -1,5 +1,6 @@
 """SET_BACKEND_REQ_FD, and the requests that go over that channel."""
 
+import asyncio
 import socket
 
 import pytest
@@ -24,6 +25,36 @@ async def test_a_front_end_that_does_not_listen_stops_nobody(negotiated: Guest, 
         assert await negotiated.ack(21, b"", [theirs.fileno()]) == ACK
         while backend.config_changed():
             pass
+        assert (await negotiated.ask(1)).u64
+
+
+async def test_what_waited_for_a_slow_front_end_comes_whole(negotiated: Guest, backend: Backend) -> None:
+    ours, theirs = socket.socketpair()
+    with ours, theirs:
+        assert await negotiated.ack(21, b"", [theirs.fileno()]) == ACK
+        sent = 0
+        while backend.config_changed():
+            sent += 1
+        ours.setblocking(False)
+        loop = asyncio.get_running_loop()
+        data = b""
+        while len(data) < sent * HEADER.size:
+            data += await loop.sock_recv(ours, 1 << 16)
+        assert data == HEADER.pack(2, 1, 0) * sent
+        assert backend.config_changed()
+
+
+async def test_an_answer_that_nobody_asked_for_ends_the_channel_and_nothing_else(
+    negotiated: Guest, backend: Backend
+) -> None:
+    ours, theirs = socket.socketpair()
+    with ours:
+        with theirs:
+            assert await negotiated.ack(21, b"", [theirs.fileno()]) == ACK
+        ours.send(HEADER.pack(2, 1 | 4, 8) + u64(0))
+        ours.setblocking(False)
+        assert await asyncio.get_running_loop().sock_recv(ours, 100) == b""
+        assert not backend.config_changed()
         assert (await negotiated.ask(1)).u64
 
 

@@ -139,7 +139,7 @@ impl DeviceQueue {
                 Ok(())
             }
             Err(error) => {
-                self.broken = Some(error.clone());
+                (self.waiting, self.broken) = (Waiting::No, Some(error.clone()));
                 Err(error)
             }
         }
