@@ -220,7 +220,7 @@ def test_toml_error_says_file_line_key_and_nearest(
 def test_the_example_is_valid() -> None:
     example = Path(__file__).parents[3] / "contrib" / "net.toml"
     config = load_config(example)
-    assert set(config.ports) == {"vm1", "vm2", "record"}
+    assert set(config.ports) == {"vm1", "tenant", "vm2", "record"}
     commented = example.read_text().replace("\n#\n# [ports.up]", "\n[ports.up]")
     for key in ("kind", "ifname", "queues", "trunk"):
         commented = commented.replace(f"\n# {key} =", f"\n{key} =")
