@@ -36,6 +36,10 @@ def test_under_load(directory: Path, soak: Soak, ring: str) -> None:
             for _ in soak.rounds(6, 50):
                 time.sleep(soak.random.uniform(0, PAUSE))
                 gaps.append(switch.upgrade())
+            drops = [
+                queue["drops"] for port in switch.statistics()["ports"] for queue in port["queues"] if queue["drops"]
+            ]
+            assert not drops, "the switch has lost frames"
             report = pair.check()
             received = {port["name"]: port["queues"] for port in switch.statistics()["ports"]}
             counted = sum(queue["frames"] for queue in received["right"] if queue["direction"] == "sent")

@@ -21,7 +21,7 @@ use viaduct_memory::{GuestMemory, RegionCache, Window};
 use super::WORK;
 use super::gather::Gather;
 use super::log::RingLog;
-use super::standing::{plausible, standing};
+use super::standing::{Standing, plausible, standing};
 use crate::descriptor::{AVAIL, BYTES, Descriptor, INDIRECT, NEXT, Position, USED, WRITE, packed_word};
 use crate::event::{Suppression, full_fence};
 use crate::inflight::packed::{Again, PackedRecord};
@@ -109,21 +109,21 @@ impl Packed {
     /// not know better.
     fn correct(&mut self, base: u32) {
         let load = |index| self.load(index, self.load_word(index));
+        // An old base may point among the buffers that wait, and look right. Without a gap the ring leaves no doubt.
+        let is_right = |found: Standing| {
+            let agrees = found.gap.is_some() || found.used == self.used;
+            let at_used = load(self.used.index);
+            base != PACKED_START && agrees && plausible(self.size, self.used, self.next, found.driver, at_used)
+        };
         let mut found = standing(self.size, load);
         for _ in 0..LOOKS {
-            if found.is_some_and(|found| found.gap.is_none()) {
+            if found.is_some_and(|found| found.gap.is_none() || is_right(found)) {
                 break;
             }
             std::thread::sleep(BETWEEN_LOOKS);
             found = standing(self.size, load);
         }
-        let Some(found) = found else { return };
-        // An old base may point among the buffers that wait, and look right. Without a gap the ring leaves no doubt.
-        let agrees = found.gap.is_some() || found.used == self.used;
-        let at_used = load(self.used.index);
-        if base != PACKED_START && agrees && plausible(self.size, self.used, self.next, found.driver, at_used) {
-            return;
-        }
+        let Some(found) = found.filter(|&found| !is_right(found)) else { return };
         self.gap = found.gap.map(|(id, slots)| (found.used, id, slots));
         (self.next, self.used, self.published, self.outstanding) = (found.next, found.next, found.next, 0);
     }
