@@ -17,8 +17,8 @@ from interop.peer_process import PATIENCE, wait_until
 
 from viaduct.guest import Received, Receiver, Sender
 
-QUEUE = 4096
-"""Descriptors: at the rates of the tests more than half a second of traffic."""
+QUEUE = 16384
+"""Descriptors: at the rates of the short forms more than three seconds of traffic."""
 FOREVER = 1e6
 _Result = TypeVar("_Result")
 

@@ -70,7 +70,7 @@ def test_new_process_that_fails(directory: Path, soak: Soak, ring: str) -> None:
     switch.start()
     try:
         left, right = directory / "left.sock", directory / "right.sock"
-        with SteadyPair(left, right, RATE, ring=ring) as pair:
+        with SteadyPair(left, right, RATE, ring=ring, queue_size=32768) as pair:
             # The old process waits ten seconds for one that is silent.
             steps = [step for _ in soak.rounds(1, 10) for step in STEPS if soak.long or step != "silent"]
             for number, step in enumerate(steps, 1):
