@@ -5,9 +5,11 @@ from __future__ import annotations
 import json
 import os
 import pwd
+import shutil
 import socket
 import stat
 import subprocess
+import tempfile
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -119,6 +121,15 @@ def test_units_say_nothing_that_does_not_exist(unit: str) -> None:
             assert all(word in done.stdout for word in words if word.startswith("--"))
 
 
+@pytest.fixture
+def open_directory() -> Iterator[Path]:
+    """A directory that others may enter. Those of pytest are closed, again by each run that starts."""
+    made = Path(tempfile.mkdtemp(prefix="viaduct-open-"))
+    made.chmod(0o755)
+    yield made
+    shutil.rmtree(made)
+
+
 def as_nobody(group: int, work: Callable[[], Any]) -> Any:
     """What `work` returns (or the error's text) in a child that is nobody, with this group besides."""
     user = pwd.getpwnam("nobody")
@@ -144,13 +155,10 @@ def as_nobody(group: int, work: Callable[[], Any]) -> Any:
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root can become others")
-def test_groups_may_read_or_change(tmp_path: Path) -> None:
-    for directory in (tmp_path, *tmp_path.parents):
-        if directory.stat().st_uid == os.geteuid() and directory != Path("/") and "pytest" in str(directory):
-            directory.chmod(0o755)
+def test_groups_may_read_or_change(open_directory: Path) -> None:
     changers, readers, strangers = 54001, 54002, 54003
     words = ("--control-group", str(changers), "--control-readers", str(readers), "-p", "a=null")
-    with daemon(tmp_path, *words) as switch:
+    with daemon(open_directory, *words) as switch:
         path = switch.control
 
         def list_ports() -> list[str]:
@@ -175,11 +183,8 @@ def test_groups_may_read_or_change(tmp_path: Path) -> None:
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root can become others")
-def test_without_groups_others_are_told_that_they_may_not(tmp_path: Path) -> None:
-    for directory in (tmp_path, *tmp_path.parents):
-        if directory.stat().st_uid == os.geteuid() and directory != Path("/") and "pytest" in str(directory):
-            directory.chmod(0o755)
-    with daemon(tmp_path) as switch:
+def test_without_groups_others_are_told_that_they_may_not(open_directory: Path) -> None:
+    with daemon(open_directory) as switch:
         assert stat.S_IMODE(switch.control.stat().st_mode) == 0o600
         said = as_nobody(54001, lambda: ControlClient(switch.control).call("stats"))
         assert f"does not let this user (uid {pwd.getpwnam('nobody').pw_uid}) connect" in said
