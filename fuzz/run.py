@@ -24,7 +24,6 @@ from pathlib import Path
 
 FUZZ = Path(__file__).resolve().parent
 BUILD = FUZZ.parent / "build" / "fuzz"
-MACHINE = "x86_64-unknown-linux-gnu"
 LARGEST_KEPT = 1024
 """Bytes of an input that is kept in the repository."""
 
@@ -47,11 +46,16 @@ def targets() -> list[str]:
     return [each["name"] for each in tomllib.loads((FUZZ / "Cargo.toml").read_text())["bin"]]
 
 
+def host() -> str:
+    """This machine, as the compiler calls it: named, so that the flags are not for programs that only help to build."""
+    said = subprocess.run(["rustc", "-vV"], capture_output=True, text=True, check=True).stdout
+    return next(line.split()[1] for line in said.splitlines() if line.startswith("host:"))
+
+
 def sanitizer() -> tuple[str, ...]:
     """The flag for AddressSanitizer, if the toolchain has its runtime."""
-    libdir = subprocess.run(
-        ["rustc", "--print", "target-libdir", "--target", MACHINE], capture_output=True, text=True, check=True
-    ).stdout.strip()
+    command = ["rustc", "--print", "target-libdir"]
+    libdir = subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
     if any(Path(libdir).glob("librustc-*_rt.asan.a")):
         return ("-Zsanitizer=address",)
     print("fuzz: this toolchain has no AddressSanitizer; running without it", file=sys.stderr)
@@ -67,12 +71,13 @@ def build(names: list[str]) -> Path:
         "CARGO_TARGET_DIR": str(BUILD / "target"),
     }
     environment.pop("RUSTFLAGS", None)
-    command = ["cargo", "build", "--release", "--locked", "--features", "libfuzzer", "--target", MACHINE]
+    machine = host()
+    command = ["cargo", "build", "--release", "--locked", "--features", "libfuzzer", "--target", machine]
     for name in names:
         command += ["--bin", name]
     command += ["--manifest-path", str(FUZZ / "Cargo.toml")]
     subprocess.run(command, env=environment, check=True)
-    return BUILD / "target" / MACHINE / "release"
+    return BUILD / "target" / machine / "release"
 
 
 class Run:
