@@ -140,6 +140,44 @@ fn an_old_base_among_buffers_that_wait_is_seen_through() {
 }
 
 #[test]
+fn what_the_front_end_used_in_the_wrong_place_is_passed_over() {
+    // QEMU drops what a guest sends while the link is down, from where it believes a packed ring to stand: its beginning.
+    const AVAIL_AND_USED: u16 = 1 << 7 | 1 << 15;
+    for base in [PACKED_START, 0x8002_8002] {
+        let config = QueueConfig { base, ..config(Layout::Packed, 8) };
+        let mut rig = Rig::new(&QueueConfig { base: PACKED_START, ..config });
+        for token in 0..13 {
+            rig.driver.add(&[(DATA, 1)], &[], token).unwrap();
+            rig.driver.publish();
+            let mut batch = Batch::default();
+            assert_eq!(rig.device.peek(&mut batch, 8), Ok(1));
+            rig.device.consume(&batch.chains);
+            rig.device.complete_all(&batch.chains);
+            rig.device.publish();
+            rig.driver.take().unwrap().unwrap();
+        }
+        for token in 13..19 {
+            rig.driver.add(&[(DATA, 1)], &[], token).unwrap();
+        }
+        rig.driver.publish();
+        for index in 0..2 {
+            rig.put(config.descriptor_addr + 16 * index + 14, AVAIL_AND_USED.to_le_bytes());
+        }
+        rig.device = DeviceQueue::new(rig.memory.clone(), &config).unwrap();
+        let mut batch = Batch::default();
+        assert_eq!(rig.device.peek(&mut batch, 8), Ok(1), "what lies behind");
+        for token in 13..18 {
+            assert_eq!(rig.driver.take().unwrap().map(|(token, _)| token), Some(token), "before and dropped");
+        }
+        assert_eq!(rig.driver.take(), Ok(None));
+        rig.device.consume(&batch.chains);
+        rig.device.complete_all(&batch.chains);
+        rig.device.publish();
+        assert_eq!(rig.driver.take().unwrap().map(|(token, _)| token), Some(18));
+    }
+}
+
+#[test]
 fn a_driver_in_the_middle_of_its_first_batch_is_not_misread() {
     // All but the first descriptor of the batch are marked already.
     for count in [2, 5, 8] {

@@ -21,7 +21,7 @@ use viaduct_memory::{GuestMemory, RegionCache, Window};
 use super::WORK;
 use super::gather::Gather;
 use super::log::RingLog;
-use super::standing::{Standing, plausible, standing};
+use super::standing::{Standing, Unused, plausible, standing};
 use crate::descriptor::{AVAIL, BYTES, Descriptor, INDIRECT, NEXT, Position, USED, WRITE, packed_word};
 use crate::event::{Suppression, full_fence};
 use crate::inflight::packed::{Again, PackedRecord};
@@ -62,8 +62,8 @@ pub(super) struct Packed {
     first: u64,
     /// Descriptors that it stands for.
     first_slots: u16,
-    /// Where an earlier device left a buffer unpublished in front of others, its id and number of descriptors.
-    gap: Option<(Position, u16, u16)>,
+    /// Buffers that were left unused in front of others that are used.
+    gap: Vec<Unused>,
     record: Option<Box<PackedRecord>>,
     pub log: Option<Box<RingLog>>,
 }
@@ -97,7 +97,7 @@ impl Packed {
             outstanding,
             first: 0,
             first_slots: 0,
-            gap: None,
+            gap: Vec::new(),
             record: None,
             log: None,
         };
@@ -109,38 +109,42 @@ impl Packed {
     /// not know better.
     fn correct(&mut self, base: u32) {
         let load = |index| self.load(index, self.load_word(index));
-        // An old base may point among the buffers that wait, and look right. Without a gap the ring leaves no doubt.
-        let is_right = |found: Standing| {
-            let agrees = found.gap.is_some() || found.used == self.used;
+        // A wrong base may point among the buffers that wait, and look right.
+        let is_right = |found: &Standing| {
             let at_used = load(self.used.index);
-            base != PACKED_START && agrees && plausible(self.size, self.used, self.next, found.driver, at_used)
+            base != PACKED_START
+                && found.used == self.used
+                && plausible(self.size, self.used, self.next, found.driver, at_used)
         };
         let mut found = standing(self.size, load);
         for _ in 0..LOOKS {
-            if found.is_some_and(|found| found.gap.is_none() || is_right(found)) {
+            if found.as_ref().is_some_and(|found| found.gap.is_empty() || is_right(found)) {
                 break;
             }
             std::thread::sleep(BETWEEN_LOOKS);
             found = standing(self.size, load);
         }
-        let Some(found) = found.filter(|&found| !is_right(found)) else { return };
-        self.gap = found.gap.map(|(id, slots)| (found.used, id, slots));
+        let Some(found) = found.filter(|found| !is_right(found)) else { return };
+        self.gap = found.gap;
         (self.next, self.used, self.published, self.outstanding) = (found.next, found.next, found.next, 0);
     }
 
-    /// Gives back the buffer in a gap, and with it those behind, all of them empty: the killed device had not shown them,
+    /// Gives back the buffers in a gap, and with them those behind, all of them empty: the killed device had not shown them,
     /// and what was to be in them may come again. Their lengths as the driver made them available are overwritten, so they
     /// cannot be used.
     #[cold]
     fn close_gap(&mut self) {
-        if let Some((at, id, slots)) = self.gap.take() {
-            let mut behind = at;
-            behind.advance(slots, self.size);
-            while behind != self.next {
-                let emptied = self.load_word(behind.index) & !(u64::from(WRITE) << 48) >> 32 << 32;
-                self.store_word(behind.index, emptied, Ordering::Relaxed);
-                behind.advance(1, self.size);
-            }
+        let gap = std::mem::take(&mut self.gap);
+        let Some(&(first, _, slots)) = gap.first() else { return };
+        let mut behind = first;
+        behind.advance(slots, self.size);
+        while behind != self.next {
+            let emptied = self.load_word(behind.index) & !(u64::from(WRITE) << 48) >> 32 << 32;
+            self.store_word(behind.index, emptied, Ordering::Relaxed);
+            behind.advance(1, self.size);
+        }
+        // The first comes last: the driver sees all of them at once.
+        for (at, id, slots) in gap.into_iter().rev() {
             self.mark_rest(at, slots);
             self.store_word(at.index, packed_word(0, id, at.used()), Ordering::Release);
             if let Some(log) = &self.log {
@@ -157,7 +161,7 @@ impl Packed {
         let again = record.again.len();
         if resumed {
             // It knows better than the ring. Each descriptor taken so far is either back or in flight.
-            self.gap = None;
+            self.gap.clear();
             let (used, slots) = record.position();
             (self.used, self.published, self.next, self.outstanding) = (used, used, used, slots as i32);
             for _ in 0..slots {
@@ -230,7 +234,7 @@ impl Packed {
         batch: &mut Batch,
         max: usize,
     ) -> Result<(), RingError> {
-        if self.gap.is_some() {
+        if !self.gap.is_empty() {
             self.close_gap();
         }
         if self.record.as_ref().is_some_and(|record| !record.again.is_empty()) {

@@ -11,6 +11,9 @@
 //!   device's until the first is published, so nobody is told anything by that, except the next device.
 //! - A device that was killed between writing used descriptors and publishing them leaves one list that is not used in front of
 //!   some that are ([`Standing::gap`]). When that list is used, the driver goes on through those behind it.
+//! - A front-end may use descriptors itself while the device is away: QEMU drops what a guest sends while the link is down,
+//!   and because it does not know the position either, it does so where it believes the ring to stand. Then there are several
+//!   lists in front of such descriptors, and all of them are the gap.
 //!
 //! That is exact for a device that completes in order, as those of a switch do; for others there is the record of chains in
 //! flight. If the ring does not look like this, the base is believed. What can be mistaken is a driver that is just writing as
@@ -18,13 +21,16 @@
 
 use crate::descriptor::{AVAIL, Descriptor, NEXT, Position, USED};
 
+/// A buffer that is not used: where, its id and its number of descriptors.
+pub(super) type Unused = (Position, u16, u16);
+
 /// What a ring shows.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct Standing {
     /// The first descriptor that the driver has not been told is used.
     pub used: Position,
-    /// The buffer there, by id and number of descriptors, if others behind it are marked used.
-    pub gap: Option<(u16, u16)>,
+    /// The buffers from there on that are not used, while others behind them are.
+    pub gap: Vec<Unused>,
     /// The first descriptor that is not used and has none behind it that is.
     pub next: Position,
     /// Where the driver makes the next one available.
@@ -49,15 +55,24 @@ pub(super) fn standing(size: u16, load: impl Fn(u16) -> Descriptor) -> Option<St
     let driver = written + if now { 2 * n } else { 3 * n };
     let used = (driver - n..driver).find(|place| !is_used(place)).unwrap_or(driver);
     let behind = (used..driver).rev().find(is_used);
-    let mut standing = Standing { used: position(used), gap: None, next: position(used), driver: position(driver) };
+    let mut standing =
+        Standing { used: position(used), gap: Vec::new(), next: position(used), driver: position(driver) };
     if let Some(behind) = behind {
-        // The list goes on while NEXT does; what follows it is used up to the last descriptor that is.
-        let last = (used..driver).find(|&place| flags(place) & NEXT == 0)?;
-        if !(last + 1..=behind).all(|place| is_used(&place)) {
-            return None;
+        if used + n == driver && behind + 1 == driver && !(used..behind).any(|place| is_used(&place)) {
+            return None; // a driver that fills the whole ring and has not marked the first yet
         }
-        standing.gap = Some((ring[last % n].id(), (last + 1 - used) as u16));
-        standing.next = position(behind.max(last) + 1);
+        let mut place = used;
+        while place <= behind {
+            if is_used(&place) {
+                place += 1;
+                continue;
+            }
+            // The list goes on while NEXT does.
+            let last = (place..driver).find(|&place| flags(place) & NEXT == 0)?;
+            standing.gap.push((position(place), ring[last % n].id(), (last + 1 - place) as u16));
+            place = last + 1;
+        }
+        standing.next = position(place);
     }
     Some(standing)
 }
