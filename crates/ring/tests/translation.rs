@@ -2,13 +2,15 @@
 
 mod rig;
 
+use std::collections::BTreeSet;
+use std::os::fd::AsFd;
 use std::sync::Arc;
 
 use proptest::prelude::*;
 use rig::{DATA, TABLES, TABLES_LEN, config};
-use viaduct_memory::GuestMemory;
 use viaduct_memory::iotlb::{Access, Iotlb, Miss, PAGE, Translation};
-use viaduct_ring::{Batch, DeviceQueue, DriverQueue, Layout, QueueConfig, RingError};
+use viaduct_memory::{DirtyLog, GuestMemory, Mapping, memfd};
+use viaduct_ring::{Batch, DeviceQueue, DriverQueue, Layout, QueueConfig, RingError, RingLayout};
 
 /// I/O virtual addresses of rings and buffers are this much above the driver's own; those of indirect tables are the same.
 const ABOVE: u64 = 1 << 40;
@@ -319,6 +321,39 @@ fn a_new_memory_table_is_reached_through_the_same_translations() {
         let error = device.set_memory(GuestMemory::new()).expect_err("no IOMMU, and no memory");
         assert_eq!(device.broken(), Some(&error));
         assert_eq!(device.peek(&mut platform.batch, 8), Err(error));
+    }
+}
+
+#[test]
+fn what_is_written_into_a_ring_in_pieces_is_logged_where_it_lies() {
+    for layout in LAYOUTS {
+        let platform = Platform::new(&config(layout, 1024));
+        let pages: Vec<u64> = (0..16).rev().map(|page| 2 * page).collect();
+        scatter(&platform, ABOVE, &pages, 3);
+        let file = memfd(PAGE).expect("memory");
+        let log = DirtyLog::new(file.as_fd(), 0, PAGE).expect("a log");
+        let bits = Mapping::new(file.as_fd(), 0, PAGE).expect("the same log");
+        let memory = platform.memory.behind(platform.iotlb.clone()).with_log(Some(log)).expect("it covers the memory");
+        let mut device = DeviceQueue::new(memory, &platform.config).expect("mapped");
+        // I/O virtual, as QEMU says it.
+        device.set_log_addr(Some(platform.config.device_addr));
+        let marked: Vec<u64> = (0..8 * PAGE)
+            .filter(|page| {
+                // SAFETY: inside the mapping.
+                let byte = unsafe { bits.as_ptr().add((page / 8) as usize).read_volatile() };
+                byte >> (page % 8) & 1 == 1
+            })
+            .collect();
+        let parts = RingLayout::new(layout, 1024, false).expect("a legal size");
+        let mut written = vec![(platform.config.device_addr, parts.device.size)];
+        if layout == Layout::Packed {
+            written.push((platform.config.descriptor_addr, parts.descriptor.size));
+        }
+        let touched = |(addr, size): (u64, u64)| (addr - ABOVE) / PAGE..=(addr - ABOVE + size - 1) / PAGE;
+        let expected: BTreeSet<u64> =
+            written.into_iter().flat_map(touched).map(|page| DATA / PAGE + pages[page as usize]).collect();
+        assert!(expected.len() >= 3);
+        assert_eq!(marked, expected.into_iter().collect::<Vec<_>>());
     }
 }
 
