@@ -14,6 +14,7 @@ docs/reliability.md. Nothing is tuned: each switch runs as it comes and is start
 """
 
 import argparse
+import signal
 import sys
 import tempfile
 import time
@@ -336,12 +337,18 @@ _STORM_HEADS = [
 ]
 
 
+def _end(*_: object) -> None:
+    """SIGTERM: leave as after ^C, so that switches are ended and hugepages given back."""
+    raise KeyboardInterrupt
+
+
 def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m bench.reliability", description=__doc__.partition("\n")[0])
     parser.add_argument("--only", action="append", default=[], choices=("switch", "guest", "storm"), help="some of it")
     parser.add_argument("--report", action="store_true", help="measure nothing: the table from the last results")
     arguments = parser.parse_args()
     store = RESULTS / "reliability.json"
+    signal.signal(signal.SIGTERM, _end)
     try:
         if arguments.report:
             results = msgspec.json.decode(store.read_bytes(), type=Results)
