@@ -109,10 +109,11 @@ impl Translation {
         Ok(Translation { iova, last, user_addr, permissions: Permissions(permissions) })
     }
 
-    /// Whether `other`, where they meet, says the same.
+    /// Whether `other`, where they meet, says the same. Two that differ by the whole space do not: joined, they would end
+    /// beyond it.
     fn agrees_with(&self, other: &Translation) -> bool {
-        self.user_addr.wrapping_sub(self.iova) == other.user_addr.wrapping_sub(other.iova)
-            && self.permissions == other.permissions
+        let distance = |range: &Translation| i128::from(range.user_addr) - i128::from(range.iova);
+        distance(self) == distance(other) && self.permissions == other.permissions
     }
 
     /// The part from `iova` to `last`, which lies inside.

@@ -55,6 +55,19 @@ fn reach(memory: &GuestMemory, addr: u64, len: u32, access: Access) -> Result<(u
 }
 
 #[test]
+fn nothing_is_joined_beyond_the_last_address() {
+    let iotlb = iotlb();
+    assert_eq!(map(&iotlb, 0, PAGE, u64::MAX - PAGE + 1, 3), None);
+    assert_eq!(map(&iotlb, PAGE, PAGE, 0, 3), None);
+    let found = iotlb.translations();
+    assert_eq!(found.len(), 2, "{found:?}");
+    // As another process would be told of them.
+    for range in found {
+        assert!(Translation::new(range.iova, range.last - range.iova + 1, range.user_addr, 3).is_ok(), "{range:?}");
+    }
+}
+
+#[test]
 fn what_is_not_mapped_is_asked_for_once() {
     let (iotlb, memory) = (iotlb(), memory());
     let translated = memory.behind(iotlb.clone());
