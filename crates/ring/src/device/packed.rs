@@ -136,20 +136,22 @@ impl Packed {
     fn close_gap(&mut self) {
         let gap = std::mem::take(&mut self.gap);
         let Some(&(first, _, slots)) = gap.first() else { return };
-        let mut behind = first;
+        let (mut behind, mut changed) = (first, u32::from(slots));
         behind.advance(slots, self.size);
         while behind != self.next {
             let emptied = self.load_word(behind.index) & !(u64::from(WRITE) << 48) >> 32 << 32;
             self.store_word(behind.index, emptied, Ordering::Relaxed);
             behind.advance(1, self.size);
+            changed += 1;
         }
         // The first comes last: the driver sees all of them at once.
         for (at, id, slots) in gap.into_iter().rev() {
             self.mark_rest(at, slots);
             self.store_word(at.index, packed_word(0, id, at.used()), Ordering::Release);
-            if let Some(log) = &self.log {
-                log.descriptors(at, slots.into());
-            }
+        }
+        // Those between the lists have been emptied too.
+        if let Some(log) = &self.log {
+            log.descriptors(first, changed);
         }
     }
 
