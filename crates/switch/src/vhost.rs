@@ -303,6 +303,14 @@ impl VhostOutput {
         self.look_ahead();
     }
 
+    /// Some translations do not hold any more. What has been put into buffers is shown while the ring may still be touched:
+    /// a poller that has filled them may only be about to do that. Lets go of the buffers that were looked at.
+    pub fn translations_removed(&mut self, first: u64, last: u64) {
+        self.take_used();
+        self.ring.publish();
+        self.queue().translations_removed(first, last);
+    }
+
     /// Behind an IOMMU: looks at buffers early, so that what they lack is asked for before a frame needs them.
     #[cold]
     fn look_ahead(&mut self) {
@@ -400,7 +408,12 @@ impl VhostOutput {
     /// Gives `buffers` back empty, the last of which the IOMMU does not let us reach, and with them the frame up.
     #[cold]
     fn refuse(&mut self, buffers: usize) -> Put {
-        for chain in &self.ready.chains[self.next..self.next + buffers] {
+        let taken = self.next..self.next + buffers;
+        if self.ring.queue.is_recorded() {
+            self.ring.queue.consume(&self.ready.chains[taken.clone()]);
+            self.consumed = taken.end;
+        }
+        for chain in &self.ready.chains[taken] {
             self.ring.queue.complete(chain, 0);
         }
         self.next += buffers;

@@ -5,7 +5,7 @@
 
 use viaduct_memory::RegionCache;
 
-use super::{DeviceQueue, Ring};
+use super::{DeviceQueue, Ring, Waiting};
 use crate::Chain;
 use crate::descriptor::{BYTES, Descriptor, INDIRECT, NEXT};
 
@@ -28,8 +28,12 @@ pub struct DescriptorView {
 }
 
 impl DeviceQueue {
-    /// Descriptors (packed) or chains (split) that the driver made available and nobody has taken yet.
+    /// Descriptors (packed) or chains (split) that the driver made available and nobody has taken yet. None are seen while
+    /// the ring itself must not be touched: it may not even be mapped any more.
     pub fn waiting(&self) -> u32 {
+        if self.waiting == Waiting::Ring {
+            return 0;
+        }
         match &self.ring {
             Ring::Split(ring) => ring.waiting(),
             Ring::Packed(ring) => ring.waiting(),
@@ -48,6 +52,9 @@ impl DeviceQueue {
     /// The descriptors of a chain that was peeked at behind those of `before`.
     pub fn descriptors(&self, before: &[Chain], chain: &Chain) -> Vec<DescriptorView> {
         let mut found = Vec::new();
+        if self.waiting == Waiting::Ring {
+            return found;
+        }
         match &self.ring {
             Ring::Split(ring) => {
                 let mut index = chain.id;

@@ -276,10 +276,11 @@ impl DeviceQueue {
         either!(self, ring => ring.complete_each(chains.iter().zip(written.iter().copied())));
     }
 
-    /// Makes the staged elements visible, in one go. Returns whether the driver wants to be notified.
+    /// Makes the staged elements visible, in one go. Returns whether the driver wants to be notified. While the ring must
+    /// not be touched they stay staged.
     #[inline]
     pub fn publish(&mut self) -> bool {
-        either!(self, ring => ring.publish())
+        self.waiting != Waiting::Ring && either!(self, ring => ring.publish())
     }
 
     /// Asks the driver for notifications (kicks). Returns whether chains are available already: then one must look

@@ -41,8 +41,7 @@ impl Switch {
         }
         for slot in &port.outputs {
             if let Output::Vhost(output) = &mut slot.state.lock().output {
-                // Also lets go of the buffers that were looked at.
-                output.queue().translations_removed(first, last);
+                output.translations_removed(first, last);
             }
         }
         Ok(())
