@@ -81,18 +81,18 @@ impl Batch {
         self.spans.clear();
     }
 
-    /// The device-readable spans of `chain`.
+    /// The device-readable spans of `chain`; a refused one has none.
     #[inline]
     pub fn readable(&self, chain: &Chain) -> &[Span] {
         let first = chain.first as usize;
-        &self.spans[first..first + chain.readable as usize]
+        self.spans.get(first..first + chain.readable as usize).unwrap_or_default()
     }
 
-    /// The device-writable spans of `chain`.
+    /// The device-writable spans of `chain`; a refused one has none.
     #[inline]
     pub fn writable(&self, chain: &Chain) -> &[Span] {
         let first = chain.first as usize + chain.readable as usize;
-        &self.spans[first..first + chain.writable as usize]
+        self.spans.get(first..first + chain.writable as usize).unwrap_or_default()
     }
 }
 

@@ -169,6 +169,7 @@ fn what_may_not_be_reached_is_refused_and_the_rest_goes_on() {
         let refused = platform.batch.chains[1];
         assert_eq!(refused.slots, if layout == Layout::Packed { 3 } else { 1 });
         assert_eq!((refused.readable_len, refused.writable_len), (0, 0));
+        assert!(platform.batch.readable(&refused).is_empty() && platform.batch.writable(&refused).is_empty());
         assert_eq!(platform.missed(), []);
         assert_eq!(platform.give_back(&mut device), [0, 1, 2, 3, 4, 5]);
         assert!(!device.is_waiting());
@@ -257,6 +258,7 @@ fn a_ring_that_is_taken_away_is_not_touched_until_it_is_back() {
             platform.iotlb.invalidate(ABOVE, ABOVE + DATA - 1);
             device.translations_removed(ABOVE, ABOVE + DATA - 1);
             assert!(device.is_waiting());
+            assert_eq!(device.waiting(), 0, "nobody looks");
             assert!(!platform.missed().is_empty(), "it is asked for at once");
             let device_part = platform.memory.translate_user(platform.config.device_addr - ABOVE, 4).expect("there");
             let bytes = |span: viaduct_memory::Span| {
@@ -276,6 +278,41 @@ fn a_ring_that_is_taken_away_is_not_touched_until_it_is_back() {
             assert_eq!(platform.peek(&mut device), [Some(10)]);
             assert_eq!(platform.give_back(&mut device), [round]);
         }
+    }
+}
+
+#[test]
+fn what_is_staged_when_the_ring_is_taken_away_is_shown_when_it_is_back() {
+    for layout in LAYOUTS {
+        let mut platform = Platform::new(&queue(layout));
+        let mut device = platform.started();
+        platform.map(ABOVE + DATA, DATA, PAGE, 3);
+        platform.add(&[(ABOVE + DATA, 10)], &[], 7);
+        assert_eq!(platform.peek(&mut device), [Some(10)]);
+        device.consume(&platform.batch.chains);
+        device.complete_all(&platform.batch.chains);
+        platform.iotlb.invalidate(ABOVE, ABOVE + DATA - 1);
+        device.translations_removed(ABOVE, ABOVE + DATA - 1);
+        assert!(!device.publish());
+        assert!(platform.driver.take().expect("a legal device").is_none(), "the ring is not touched");
+        platform.map_ring();
+        assert!(device.translations_changed());
+        device.publish();
+        assert_eq!(platform.driver.take().expect("a legal device").map(|(token, _)| token), Some(7));
+    }
+}
+
+#[test]
+fn a_buffer_of_many_pages_is_not_looked_up_to_its_end() {
+    for layout in LAYOUTS {
+        let mut platform = Platform::new(&queue(layout));
+        let mut device = platform.started();
+        // Whoever looked at all 400 pages would find that this one may not be read.
+        platform.map(ABOVE + DATA + 300 * PAGE, DATA, PAGE, 2);
+        platform.add(&[(ABOVE + DATA, 400 * PAGE as u32)], &[], 0);
+        assert_eq!(platform.peek(&mut device), []);
+        assert!(device.is_waiting());
+        assert_eq!(platform.missed().len(), 256);
     }
 }
 

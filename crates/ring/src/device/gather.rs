@@ -89,6 +89,8 @@ impl<'a> Gather<'a> {
     fn add_pieces(&mut self, mut addr: u64, mut left: u32, access: Access) -> Result<(), RingError> {
         let element = self.batch.spans.len();
         while left > 0 && !self.refused {
+            // Each piece is work like a descriptor: a guest may have 4 GB in one element, behind pages that lie apart.
+            self.descriptors += 1;
             let outside = RingError::Address { addr, len: left };
             let done = match self.memory.reach(self.cache, addr, left, access) {
                 Ok(span) => {
@@ -116,14 +118,16 @@ impl<'a> Gather<'a> {
         }
     }
 
-    /// Notes why `addr` cannot be reached. Returns how many of `left` bytes are to be passed over.
+    /// Notes why `addr` cannot be reached. Returns how many of `left` bytes are to be passed over: all, if as many misses are
+    /// known as a batch remembers, so that a guest cannot have a million pages looked up.
     #[inline(never)]
     fn stop(&mut self, why: Unreachable, addr: u64, left: u32) -> u32 {
         if let Unreachable::Missing(miss) = why {
             self.missing = true;
-            if self.batch.misses.len() < MISSES {
-                self.batch.misses.push(miss);
+            if self.batch.misses.len() >= MISSES {
+                return left;
             }
+            self.batch.misses.push(miss);
             left.min((iotlb::PAGE - addr % iotlb::PAGE) as u32)
         } else {
             self.refused = true;
@@ -174,7 +178,7 @@ impl<'a> Gather<'a> {
         Ok(())
     }
 
-    /// The chain, appended to the batch; returns how many descriptors were walked.
+    /// The chain, appended to the batch; returns how many descriptors and pieces were walked.
     pub fn finish(self, id: u16, slots: u16) -> u32 {
         if self.missing || self.refused {
             return self.finish_stopped(id, slots);
@@ -229,6 +233,7 @@ impl<'a> Gather<'a> {
         let outside = RingError::IndirectAddress { addr, len };
         let (mut first, mut done, mut stopped) = (None, 0, false);
         while done < len {
+            self.descriptors += 1;
             let at = addr.checked_add(u64::from(done)).ok_or(outside.clone())?;
             match self.memory.reach(self.cache, at, len - done, Access::Read) {
                 Ok(piece) => {
