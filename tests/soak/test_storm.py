@@ -66,7 +66,8 @@ def carried(switch: ViaductSwitch, port: str) -> tuple[int, dict[str, int]]:
 
 def phase(left: Path, right: Path, rate: int, seconds: float, ring: str, check: bool) -> tuple[Received, float]:
     """The pair runs for a while. Returns what arrived, and how much of what should have arrived did."""
-    with SteadyPair(left, right, rate, ring=ring) as pair:
+    # The storm's frames are in the same queue: room for them too while nobody lets the receiver run.
+    with SteadyPair(left, right, rate, ring=ring, queue_size=32768) as pair:
         before, began = pair.report(), time.monotonic()
         time.sleep(seconds)
         after, ended = pair.report(), time.monotonic()

@@ -17,6 +17,8 @@ from viaduct.switch.port_rules import LEARN_LIMIT, STORM_LIMIT, format_quantity,
 from viaduct.switch.port_text import change_port, format_port, parse_port
 from viaduct.virtio.features import NetFeature
 
+from .test_switch import until
+
 MAC = "52:54:00:00:00:01"
 
 
@@ -122,8 +124,12 @@ async def test_rules_change_under_a_connected_guest(tmp_path: Path) -> None:
         assert {entry.port for entry in switch.macs() if entry.mac == "02:00:00:00:00:99"} == {"one"}
         lost = await a.ping("10.0.0.2", count=3, interval=0.01, wait=0.2)
         assert lost.received == 0
-        (statistics,) = [port for port in switch.stats().ports if port.name == "one"]
-        assert statistics.drops("received")["spoofed"] >= 3
+
+        def spoofed() -> int:
+            (statistics,) = [port for port in switch.stats().ports if port.name == "one"]
+            return statistics.drops("received").get("spoofed", 0)
+
+        await until(lambda: spoofed() >= 3)
         await switch.apply(build_config({"ports": {**guarded, "one": f"vhost-user:{one},mac={mac},spoofcheck"}}))
         answered = await a.ping("10.0.0.2", count=3, interval=0.01, wait=30)
         assert answered.received == 3
