@@ -32,6 +32,12 @@ impl RingPart {
         self.remapped.as_ref().map_or(std::slice::from_ref(&self.span), |(_, pieces)| pieces)
     }
 
+    /// Whether an access to pages that are mapped once more has faulted: their file was cut. Of others the memory knows.
+    pub fn faulted(&self) -> bool {
+        let faulted = |remapped: &Remapped| remapped.registration.as_ref().is_some_and(Registration::faulted);
+        self.remapped.as_ref().is_some_and(|(remapped, _)| faulted(remapped))
+    }
+
     /// Whether the pages had to be mapped once more.
     pub fn is_mapped_anew(&self) -> bool {
         self.remapped.is_some()

@@ -312,7 +312,7 @@ impl Poller {
             for (queue, slot) in port.inputs.iter().enumerate() {
                 let state = &mut *slot.state.lock();
                 if let Input::Vhost(input) = &state.input
-                    && input.memory().faulted()
+                    && input.faulted()
                     && !std::mem::replace(&mut state.broken, true)
                 {
                     let queue = 2 * queue as u16 + 1;
@@ -321,7 +321,7 @@ impl Poller {
             }
             for (queue, slot) in port.outputs.iter().enumerate() {
                 if let Output::Vhost(output) = &mut slot.state.lock().output
-                    && output.memory().faulted()
+                    && output.faulted()
                 {
                     output.break_with(message);
                     if let Some(message) = output.take_error() {

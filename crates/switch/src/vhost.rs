@@ -78,6 +78,10 @@ impl VhostInput {
         self.ring.queue.memory()
     }
 
+    pub fn faulted(&self) -> bool {
+        self.ring.queue.faulted()
+    }
+
     pub fn set_call(&mut self, call: Option<Call>) {
         self.ring.call = call;
     }
@@ -224,6 +228,10 @@ impl VhostOutput {
 
     pub fn memory(&self) -> &GuestMemory {
         self.ring.queue.memory()
+    }
+
+    pub fn faulted(&self) -> bool {
+        self.ring.queue.faulted()
     }
 
     /// Goes on with a new memory table, which may have a log of written pages or none.

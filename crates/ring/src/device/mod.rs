@@ -196,6 +196,11 @@ impl DeviceQueue {
         &self.memory
     }
 
+    /// Whether the file behind its memory, or behind the ring where that is mapped once more, was cut.
+    pub fn faulted(&self) -> bool {
+        self.memory.faulted() || self.held.iter().any(RingPart::faulted)
+    }
+
     /// How the queue was started.
     pub fn config(&self) -> &QueueConfig {
         &self.config

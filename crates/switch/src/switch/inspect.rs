@@ -42,7 +42,7 @@ impl Switch {
                 state.started = true;
                 state.enabled = vhost.ring_enabled();
                 state.broken = !vhost.is_enabled() && state.enabled;
-                state.faulted = vhost.memory().faulted();
+                state.faulted = vhost.faulted();
                 (state.size, state.waiting, state.can_kick) = vhost.standing();
             }
             states.push(state);
@@ -52,7 +52,7 @@ impl Switch {
             if let Input::Vhost(vhost) = &mut slot.input {
                 state.started = true;
                 state.enabled = vhost.is_enabled();
-                state.faulted = vhost.memory().faulted();
+                state.faulted = vhost.faulted();
                 state.size = vhost.queue().config().size;
                 state.waiting = vhost.queue().waiting();
                 state.can_kick = vhost.kick.is_some();
