@@ -277,9 +277,11 @@ class Switch:
         call_fd: int | None,
         log_addr: int | None,
         inflight: tuple[int, int] | None = None,
+        certain: bool = False,
     ) -> None:
         """Starts a virtqueue, disabled. `inflight`: file and offset of its record of chains in flight, see
-        `DeviceQueue.attach_inflight`. `log_addr` as in `set_log_addr`."""
+        `DeviceQueue.attach_inflight`. `log_addr` as in `set_log_addr`. `certain`: whoever served it until now has told
+        the base, no front-end."""
     def stop_queue(self, port: int, index: int) -> int | None:
         """Stops a virtqueue and says where it stands; None if it was not running."""
     def enable_queue(self, port: int, index: int, enabled: bool) -> None:

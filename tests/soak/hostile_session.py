@@ -348,13 +348,14 @@ def _signal(fd: int) -> None:
 
 def run(path: str, seed: int, number: int) -> None:
     """Plays session `number` of `seed`."""
-    session = HostileSession(path, random.Random(f"{seed} {number}"))
-    try:
-        # The switch ends the connection, or does not answer in a second what it was asked: both are its right.
-        with contextlib.suppress(ConnectionError, TimeoutError):
+    # The switch ends the connection, or does not answer in a second what it was asked: both are its right, and so
+    # is a queue of connections that is full for a moment.
+    with contextlib.suppress(ConnectionError, TimeoutError, BlockingIOError):
+        session = HostileSession(path, random.Random(f"{seed} {number}"))
+        try:
             session.play()
-    finally:
-        session.close()
+        finally:
+            session.close()
 
 
 def main() -> int:

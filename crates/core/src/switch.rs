@@ -156,7 +156,7 @@ impl Switch {
     }
 
     #[pyo3(signature = (port, index, memory, *, layout, size, descriptor_addr, driver_addr, device_addr, base, event_idx,
-                        indirect, in_order, mergeable, header_len, kick_fd, call_fd, log_addr, inflight = None))]
+                        indirect, in_order, mergeable, header_len, kick_fd, call_fd, log_addr, inflight = None, certain = false))]
     #[expect(clippy::too_many_arguments, reason = "they have names in Python")]
     fn start_queue(
         &self,
@@ -179,6 +179,7 @@ impl Switch {
         call_fd: Option<RawFd>,
         log_addr: Option<u64>,
         inflight: Option<(RawFd, u64)>,
+        certain: bool,
     ) -> PyResult<()> {
         let layout = match layout {
             "split" => Layout::Split,
@@ -199,7 +200,10 @@ impl Switch {
             indirect,
             in_order,
         };
-        let mut queue = DeviceQueue::new(memory.inner.clone(), &config).map_err(|error| match error {
+        let start = if certain { DeviceQueue::resume } else { DeviceQueue::new };
+        // A packed ring that looks strange is looked at again for a while.
+        let queue = py.detach(|| start(memory.inner.clone(), &config));
+        let mut queue = queue.map_err(|error| match error {
             RingError::Untranslated { .. } => TranslationMissing::new_err(error.to_string()),
             _ => PyValueError::new_err(error.to_string()),
         })?;

@@ -42,6 +42,8 @@ pub enum Polling {
 
 /// Looks into epoll are at least this far apart while frames flow.
 const GLANCE: Duration = Duration::from_micros(40);
+/// Rounds between two looks at an input that has been silent while pollers are busy.
+const REST: u32 = 15;
 /// Inputs reported by one look.
 const REPORTS: usize = 64;
 /// The token of the eventfd by which control wakes a poller.
@@ -133,7 +135,7 @@ struct Spin {
 impl Spin {
     fn new(polling: Polling) -> Spin {
         let ticks = |nanoseconds| clock::in_ticks(Duration::from_nanos(nanoseconds));
-        Spin { polling, now: ticks(50_000), least: ticks(250), most: ticks(50_000), worth: ticks(15_000) }
+        Spin { polling, now: ticks(50_000), least: ticks(1000), most: ticks(50_000), worth: ticks(25_000) }
     }
 
     /// Whether an input that has been idle for `idle` ticks is to be armed.
@@ -143,6 +145,12 @@ impl Spin {
             Polling::Busy => false,
             Polling::Interrupt => true,
         }
+    }
+
+    /// For how many rounds an input that has been idle for `idle` ticks is left alone, where inputs are never armed: a look at
+    /// a silent ring costs as much as a packet.
+    fn rest(&self, idle: u64) -> u32 {
+        if self.polling == Polling::Busy && idle > self.most { REST } else { 0 }
     }
 
     /// Learns from a sleep of `slept` ticks that a frame ended: it was either worth waiting for or not.
@@ -156,12 +164,14 @@ struct Active {
     source: SourceId,
     /// When it last had a frame, in ticks.
     last_frame: u64,
+    /// Rounds in which it is not looked at.
+    rest: u32,
     account: Account,
 }
 
 impl Active {
     fn new(source: SourceId, now: u64) -> Active {
-        Active { source, last_frame: now, account: Account::default() }
+        Active { source, last_frame: now, rest: 0, account: Account::default() }
     }
 }
 
@@ -204,6 +214,10 @@ impl Poller {
             let mut moved = false;
             turns.begin();
             active.retain_mut(|each| {
+                if each.rest > 0 {
+                    each.rest -= 1;
+                    return true;
+                }
                 if !turns.may_go(&mut each.account, before) {
                     return true;
                 }
@@ -227,8 +241,9 @@ impl Poller {
                         true
                     }
                     Progress::Idle => {
-                        !spin.is_over(before.wrapping_sub(each.last_frame))
-                            || with_input(&guard, each.source, Input::arm).unwrap_or(false)
+                        let idle = before.wrapping_sub(each.last_frame);
+                        each.rest = spin.rest(idle);
+                        !spin.is_over(idle) || with_input(&guard, each.source, Input::arm).unwrap_or(false)
                     }
                     Progress::Broken(message) => {
                         self.events.push(Event { port: each.source.port, queue: 2 * each.source.queue + 1, message });

@@ -189,13 +189,13 @@ fn an_address_that_goes_back_and_forth_is_reported() {
             witness.expect(&sent);
         }
     }
-    // To b, back to a: that is the first report; the others wait for the next second.
+    // To b, back to a: that is the first report; the others wait for the next second, which may have come.
     let flaps = until(|| Some(switch.take_flaps()).filter(|flaps| !flaps.is_empty()));
-    let [Flap { ports, times, .. }] = &flaps[..] else { panic!("one report: {flaps:?}") };
+    let Flap { ports, times, .. } = &flaps[0];
     assert_eq!((flaps[0].mac(), *ports, *times), (mac(1), (b.port, a.port), 1));
+    assert!(flaps.len() <= 2, "at most one a second: {flaps:?}");
     assert_eq!(switch.rule_stats(a.port).expect("the port is there").learn.moved, 2);
     assert_eq!(switch.rule_stats(b.port).expect("the port is there").learn.moved, 3);
-    assert!(switch.take_flaps().is_empty());
 }
 
 #[test]

@@ -14,6 +14,8 @@ import time
 from collections import deque
 from collections.abc import AsyncGenerator, Mapping, Sequence
 
+import msgspec
+
 from .status import Event, Level
 
 HISTORY = 1000
@@ -67,6 +69,13 @@ class EventLog:
                 queue.get_nowait()
             queue.put_nowait(event)
         return event
+
+    def catch_up(self, events: Sequence[Event]) -> None:
+        """Keep what happened in another process after `restore`; the events get numbers of ours."""
+        for event in events:
+            self._last += 1
+            self._history.append(msgspec.structs.replace(event, sequence=self._last))
+            self.counts[event.kind] = self.counts.get(event.kind, 0) + 1
 
     def history(self, since: float = 0.0, port: str | None = None) -> tuple[Event, ...]:
         """The events kept, the oldest first. `since`: not those before, in seconds since 1970. `port`: only its own."""

@@ -100,9 +100,10 @@ class Counted(msgspec.Struct, frozen=True, array_like=True):
 
 class PortPosition(msgspec.Struct, frozen=True, kw_only=True):
     """Where a port stopped. `rings`: base (as in GET_VRING_BASE) by number of the virtqueue. `replayed`: frames of its
-    capture file."""
+    capture file. `broken`: as in `PortData`, if that has changed."""
 
     rings: dict[int, int] = {}
+    broken: str | None = None
     received: list[Counted] = []
     sent: list[Counted] = []
     replayed: int = 0
@@ -118,9 +119,11 @@ class Station(msgspec.Struct, frozen=True, array_like=True):
 
 
 class PositionsData(msgspec.Struct, frozen=True, kw_only=True, tag="positions", tag_field="kind"):
-    """Where everything stands. `stopped`: when forwarding stopped, in seconds of the monotonic clock."""
+    """Where everything stands. `stopped`: when forwarding stopped, in seconds of the monotonic clock. `events`: what
+    happened after `SwitchData`."""
 
     stopped: float
+    events: list[Event] = []
     ports: dict[str, PortPosition] = {}
     stations: list[Station] = []
 

@@ -110,6 +110,8 @@ class Giver:
         self.sources = sources
         self.configured = configured
         self.gone = gone
+        self._told = 0
+        """Number of the last event that the new process knows."""
 
     async def give(self, params: dict[str, Any], sock: socket.socket, control: int, control_path: str) -> None:
         """Hand everything over to the process at the other end of `sock`, which is ours from now on.
@@ -152,6 +154,8 @@ class Giver:
 
         fds = Fds()
         switch = self.switch
+        events = list(switch.history())
+        self._told = events[-1].sequence if events else 0
         data = SwitchData(
             format=number,
             version=__version__,
@@ -165,7 +169,7 @@ class Giver:
             stdio=[fds.add(fd) for fd in range(3)],
             ports=len(switch.members),
             environment={name: os.environ[name] for name in ENVIRONMENT if name in os.environ},
-            events=list(switch.history()),
+            events=events,
             event_counts=switch.event_counts(),
         )
         await channel.send(data, fds)
@@ -178,7 +182,7 @@ class Giver:
         stopped = time.monotonic()
         held = self.switch.data_path.hold()
         try:
-            positions = positions_of(self.switch, held, stopped)
+            positions = positions_of(self.switch, held, stopped, self._told)
             await successor.channel.send(positions)
         except BaseException:
             # Nothing was understood that was not said to its end.
@@ -202,8 +206,8 @@ class Giver:
         self.switch.data_path.resume()
 
 
-def positions_of(switch: Switch, held: list[tuple[int, int, int]], stopped: float) -> PositionsData:
-    """Where everything stands in a switch that is held."""
+def positions_of(switch: Switch, held: list[tuple[int, int, int]], stopped: float, told: int) -> PositionsData:
+    """Where everything stands in a switch that is held, and the events after number `told`."""
     members = switch.members
     rings: dict[int, dict[int, int]] = {}
     for number, index, base in held:
@@ -217,6 +221,7 @@ def positions_of(switch: Switch, held: list[tuple[int, int, int]], stopped: floa
             received=[Counted(*queue) for queue in received],
             sent=[Counted(*queue) for queue in sent],
             replayed=switch.data_path.replayed(port.number),
+            broken=port.broken,
         )
     names = {port.number: name for name, port in members.items()}
     stations = [
@@ -224,7 +229,8 @@ def positions_of(switch: Switch, held: list[tuple[int, int, int]], stopped: floa
         for mac, vlan, number, age in switch.data_path.stations()
         if number in names
     ]
-    return PositionsData(stopped=stopped, ports=ports, stations=stations)
+    events = [event for event in switch.history() if event.sequence > told]
+    return PositionsData(stopped=stopped, ports=ports, stations=stations, events=events)
 
 
 def _format(params: dict[str, Any]) -> int:

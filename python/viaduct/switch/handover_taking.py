@@ -141,8 +141,10 @@ class Predecessor:
         if not isinstance(positions, PositionsData):
             raise HandoverError("the old process said something else than where it stands")
         members = switch.members
+        switch.catch_up(positions.events)
         for name, port in members.items():
             position = positions.ports.get(name, PortPosition())
+            port.broken = port.broken or position.broken
             received, sent = (
                 [msgspec.structs.astuple(queue) for queue in queues] for queues in (position.received, position.sent)
             )

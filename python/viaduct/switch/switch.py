@@ -119,6 +119,10 @@ class Switch:
         """Begin with the history of another process."""
         self._log.restore(events, counts)
 
+    def catch_up(self, events: Sequence[Event]) -> None:
+        """Add what has happened in that process since."""
+        self._log.catch_up(events)
+
     def unchanging(self) -> asyncio.Lock:
         """While this is held, `apply` waits."""
         return self._changing

@@ -59,19 +59,21 @@ class Listener:
             _remove_stale(path)
         self.sock = adopted or _new_socket()
         self.sock.setblocking(False)
+        bound = False
         try:
             if adopted is None:
                 self.sock.bind(path)
+                bound = True
             info = os.stat(path)
             if adopted is None:
                 access.prepare(path)
                 self.sock.listen(_BACKLOG)
-        except SocketPathError:
+        except (SocketPathError, OSError) as error:
             self.sock.close()
-            os.unlink(path)
-            raise
-        except OSError as error:
-            self.sock.close()
+            if bound:
+                os.unlink(path)
+            if isinstance(error, SocketPathError):
+                raise
             raise _explain("listen on", path, error) from error
         self._identity = (info.st_dev, info.st_ino)
         self.owned = adopted is None

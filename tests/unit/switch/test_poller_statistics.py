@@ -28,8 +28,9 @@ async def test_frames_batches_and_wakeups_are_counted(tmp_path: Path) -> None:
         assert sum(number << size + 1 for size, number in zip(classes, poller.batches, strict=True)) > len(frames)
         assert poller.busy_cycles > 0
         assert poller.busy_seconds > 0
-        # Each frame of the recording has a time of its own, for which the poller sleeps and is woken.
-        assert 0 < poller.wakeups <= poller.sleeps
+        # Each frame of the recording has a time of its own, for which the poller sleeps, unless it is late.
+        assert poller.wakeups <= poller.sleeps
+        assert poller.sleeps > 0
 
 
 async def test_a_sleeping_poller_is_not_woken_by_nothing() -> None:

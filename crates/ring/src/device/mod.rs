@@ -93,10 +93,23 @@ impl DeviceQueue {
     /// [`RingError::Size`], [`RingError::Alignment`], [`RingError::Unmapped`], [`RingError::Base`],
     /// [`RingError::Forbidden`], and [`RingError::Untranslated`], which passes.
     pub fn new(memory: GuestMemory, config: &QueueConfig) -> Result<DeviceQueue, RingError> {
+        DeviceQueue::start(memory, config, false)
+    }
+
+    /// Starts a queue whose base was told by whoever served it until now ([`leave`](DeviceQueue::leave)), and not by a
+    /// front-end: it is right, whatever the ring looks like.
+    ///
+    /// # Errors
+    /// As for [`new`](DeviceQueue::new).
+    pub fn resume(memory: GuestMemory, config: &QueueConfig) -> Result<DeviceQueue, RingError> {
+        DeviceQueue::start(memory, config, true)
+    }
+
+    fn start(memory: GuestMemory, config: &QueueConfig, certain: bool) -> Result<DeviceQueue, RingError> {
         let (parts, held) = Parts::locate(&memory, config)?;
         let ring = match config.layout {
             Layout::Split => Ring::Split(Split::new(parts, config)),
-            Layout::Packed => Ring::Packed(Packed::new(parts, config)?),
+            Layout::Packed => Ring::Packed(Packed::new(parts, config, certain)?),
         };
         let (cache, waiting) = (RegionCache::default(), Waiting::No);
         let mut queue =
@@ -309,5 +322,16 @@ impl DeviceQueue {
             Ring::Split(ring) => ring.base(),
             Ring::Packed(ring) => ring.base(),
         }
+    }
+
+    /// The same for somebody who goes on there. Buffers that an earlier device left unused behind that place go back to the
+    /// driver first, because the base does not tell of them.
+    pub fn leave(&mut self) -> u32 {
+        if let Ring::Packed(ring) = &mut self.ring
+            && self.waiting != Waiting::Ring
+        {
+            ring.close_gap();
+        }
+        self.base()
     }
 }

@@ -69,7 +69,8 @@ pub(super) struct Packed {
 }
 
 impl Packed {
-    pub fn new(parts: Parts, config: &QueueConfig) -> Result<Packed, RingError> {
+    /// `certain`: the base needs no correction.
+    pub fn new(parts: Parts, config: &QueueConfig, certain: bool) -> Result<Packed, RingError> {
         let size = config.size as u16;
         let next = Position::decode(config.base as u16);
         let used = Position::decode((config.base >> 16) as u16);
@@ -101,7 +102,9 @@ impl Packed {
             record: None,
             log: None,
         };
-        ring.correct(config.base);
+        if !certain {
+            ring.correct(config.base);
+        }
         Ok(ring)
     }
 
@@ -133,7 +136,7 @@ impl Packed {
     /// and what was to be in them may come again. Their lengths as the driver made them available are overwritten, so they
     /// cannot be used.
     #[cold]
-    fn close_gap(&mut self) {
+    pub fn close_gap(&mut self) {
         let gap = std::mem::take(&mut self.gap);
         let Some(&(first, _, slots)) = gap.first() else { return };
         let (mut behind, mut changed) = (first, u32::from(slots));

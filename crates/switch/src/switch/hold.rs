@@ -41,13 +41,13 @@ impl Switch {
         for port in fabric.all() {
             for (pair, slot) in (0u16..).zip(&port.outputs) {
                 if let Output::Vhost(output) = &mut slot.state.lock().output {
-                    let base = output.queue().base();
+                    let base = output.queue().leave();
                     positions.push(QueuePosition { port: port.number, index: 2 * pair, base });
                 }
             }
             for (pair, slot) in (0u16..).zip(&port.inputs) {
                 if let Input::Vhost(input) = &mut slot.state.lock().input {
-                    let base = input.queue().base();
+                    let base = input.queue().leave();
                     positions.push(QueuePosition { port: port.number, index: 2 * pair + 1, base });
                 }
             }

@@ -45,7 +45,7 @@ impl Switch {
             })?;
             drop(fabric);
             if let Output::Vhost(mut output) = stopped_output.output {
-                base = Some(output.queue().base());
+                base = Some(output.queue().leave());
             }
         } else {
             let source = SourceId { port: number, queue: index / 2 };
@@ -61,7 +61,7 @@ impl Switch {
             fabric.ports[usize::from(number)] = Some(port);
             drop(fabric);
             if let Input::Vhost(mut input) = stopped_input.input {
-                base = Some(input.queue().base());
+                base = Some(input.queue().leave());
             }
         }
         Ok(base)

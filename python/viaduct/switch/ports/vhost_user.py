@@ -125,7 +125,11 @@ class VhostUser(Port):
 
     def resume(self, position: PortPosition) -> None:
         if (session := self.backend.session) is not None:
-            session.state.resume(position.rings)
+            self.device.certain = True
+            try:
+                session.state.resume(position.rings)
+            finally:
+                self.device.certain = False
 
     def take_up(self, position: PortPosition) -> None:
         if (session := self.backend.session) is not None:
@@ -227,6 +231,8 @@ class NetDevice(InflightDevice):
         self.memory: GuestMemory | None = None
         self.told_mtu: int | None = None
         self.last_reason = ""
+        self.certain = False
+        """Rings start where another process of ours has stopped."""
         self._enabled: set[int] = set()
         self._was_up = False
 
@@ -318,6 +324,7 @@ class NetDevice(InflightDevice):
             call_fd=vring.call_fd,
             log_addr=vring.log_addr,
             inflight=self.inflight_region(vring.index),
+            certain=self.certain,
         )
 
     def stop_queue(self, index: int) -> int:
