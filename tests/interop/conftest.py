@@ -101,11 +101,11 @@ def make_back_end(back_end_kind: str) -> Callable[[Path, Sequence[PortSpec]], Ba
     return make
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def viaduct_only(back_end_kind: str) -> None:
     """For tests of what only a switch does: nothing to test where testpmd stands in for it."""
     if back_end_kind != "viaduct":
-        pytest.skip(f"{back_end_kind} forwards frames as they are")
+        pytest.skip(f"{back_end_kind} was chosen as the back-end, and it is no switch")
 
 
 @pytest.fixture

@@ -47,9 +47,7 @@ class Pair:
 
 
 @pytest.fixture(scope="module")
-def pair(module_directory: Path, image: GuestImage, back_end_kind: str) -> Iterator[Pair]:
-    if back_end_kind != "viaduct":
-        pytest.skip(f"{back_end_kind} is not asked for its IOTLB")
+def pair(module_directory: Path, image: GuestImage, viaduct_only: None) -> Iterator[Pair]:
     ports: list[PortSpec] = []
     behind: list[Nic] = []
     plain: list[Nic] = []

@@ -81,9 +81,7 @@ class Pair:
 
 
 @pytest.fixture(scope="module")
-def pair(module_directory: Path, image: GuestImage, back_end_kind: str) -> Iterator[Pair]:
-    if back_end_kind != "viaduct":
-        pytest.skip(f"{back_end_kind} forwards frames as they are")
+def pair(module_directory: Path, image: GuestImage, viaduct_only: None) -> Iterator[Pair]:
     ports: list[PortSpec] = []
     full: list[Nic] = []
     lacking: list[Nic] = []

@@ -34,9 +34,7 @@ class Site:
 
 
 @pytest.fixture(scope="module")
-def site(module_directory: Path, image: GuestImage, back_end_kind: str) -> Iterator[Site]:
-    if back_end_kind != "viaduct":
-        pytest.skip(f"{back_end_kind} has no tap port")
+def site(module_directory: Path, image: GuestImage, viaduct_only: None) -> Iterator[Site]:
     transfer = module_directory / "transfer"
     subprocess.run([require("gcc", "gcc libc6-dev"), "-O2", "-o", str(transfer), str(TRANSFER)], check=True)
     nics = (

@@ -87,20 +87,25 @@ proptest! {
     }
 }
 
+/// One buffer is made available, used and taken back.
+fn there_and_back(rig: &mut Rig, token: u64) {
+    rig.driver.add(&[(DATA, 1)], &[], token).unwrap();
+    rig.driver.publish();
+    let mut batch = Batch::default();
+    assert_eq!(rig.device.peek(&mut batch, 8), Ok(1));
+    rig.device.consume(&batch.chains);
+    rig.device.complete_all(&batch.chains);
+    rig.device.publish();
+    rig.driver.take().unwrap().unwrap();
+}
+
 #[test]
 fn an_old_base_is_seen_through() {
     let config = config(Layout::Packed, 8);
     let mut rig = Rig::new(&config);
     let mut old = Vec::new();
     for round in 0..40 {
-        rig.driver.add(&[(DATA, 1)], &[], round).unwrap();
-        rig.driver.publish();
-        let mut batch = Batch::default();
-        assert_eq!(rig.device.peek(&mut batch, 8), Ok(1));
-        rig.device.consume(&batch.chains);
-        rig.device.complete_all(&batch.chains);
-        rig.device.publish();
-        rig.driver.take().unwrap().unwrap();
+        there_and_back(&mut rig, round);
         let right = rig.device.base();
         // Positions repeat every two laps; those of the last lap can be told from now.
         for &base in old.iter().rev().take(7) {
@@ -118,14 +123,7 @@ fn an_old_base_among_buffers_that_wait_is_seen_through() {
     let mut rig = Rig::new(&config);
     let mut old = PACKED_START;
     for round in 0..13 {
-        rig.driver.add(&[(DATA, 1)], &[], round).unwrap();
-        rig.driver.publish();
-        let mut batch = Batch::default();
-        assert_eq!(rig.device.peek(&mut batch, 8), Ok(1));
-        rig.device.consume(&batch.chains);
-        rig.device.complete_all(&batch.chains);
-        rig.device.publish();
-        rig.driver.take().unwrap().unwrap();
+        there_and_back(&mut rig, round);
         if round == 0 {
             old = rig.device.base();
         }

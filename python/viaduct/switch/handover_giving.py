@@ -11,7 +11,6 @@ import errno
 import os
 import signal
 import socket
-import struct
 import time
 from collections.abc import Callable
 from contextlib import closing, suppress
@@ -19,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 
 from viaduct.vhost_user.errors import VhostUserError
 from viaduct.vhost_user.handover import Fds
+from viaduct.vhost_user.socket_access import peer_process
 from viaduct.vhost_user.wire import ready
 
 from .config import SwitchConfig
@@ -52,17 +52,13 @@ LEAVE = 1.0
 ENVIRONMENT = ("NOTIFY_SOCKET", "WATCHDOG_USEC", "INVOCATION_ID", "JOURNAL_STREAM")
 """Variables by which systemd knows a service (sd_notify(3), systemd.exec(5))."""
 
-_CREDENTIALS = struct.Struct("=iII")
-
 
 class Successor:
     """The process that wants to take over, at the other end of `channel`."""
 
     def __init__(self, channel: HandoverChannel) -> None:
         """Raises HandoverError for a process that we could not end if it failed half-way."""
-        self.pid, uid, _ = _CREDENTIALS.unpack(
-            channel.sock.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _CREDENTIALS.size)
-        )
+        self.pid, uid, _ = peer_process(channel.sock)
         if uid != os.geteuid():
             raise HandoverError(
                 f"the new process runs as user {uid} and this one as {os.geteuid()}; "

@@ -23,6 +23,7 @@ from viaduct.vhost_user.errors import SocketPathError
 SO_PEERGROUPS = 59
 """asm-generic/socket.h; Python has no name for it."""
 
+_CREDENTIALS = struct.Struct("=iII")
 _GROUPS_MAX = 256
 """As many as fit into what `socket.getsockopt` takes; of a process with more, only the first group counts."""
 
@@ -76,9 +77,15 @@ class SocketAccess(msgspec.Struct, frozen=True, kw_only=True):
         return f"pid {pid} has uid {uid} and groups {', '.join(map(str, sorted(groups)))}; allowed: {allowed}"
 
 
+def peer_process(sock: socket.socket) -> tuple[int, int, int]:
+    """Process, user and first group at the other end when it connected (SO_PEERCRED, unix(7))."""
+    pid, uid, gid = _CREDENTIALS.unpack(sock.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _CREDENTIALS.size))
+    return pid, uid, gid
+
+
 def credentials(sock: socket.socket) -> tuple[int, int, frozenset[int]]:
     """Process, user and groups, the first of them included, at the other end when it connected."""
-    pid, uid, gid = struct.unpack("=iII", sock.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, 12))
+    pid, uid, gid = peer_process(sock)
     try:
         data = sock.getsockopt(socket.SOL_SOCKET, SO_PEERGROUPS, 4 * _GROUPS_MAX)
     except OSError:  # Linux before 4.13, or more groups than that

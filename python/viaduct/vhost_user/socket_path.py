@@ -11,11 +11,10 @@ import errno
 import os
 import socket
 import stat
-import struct
 
 from viaduct.vhost_user.device import Peer
 from viaduct.vhost_user.errors import SocketPathError
-from viaduct.vhost_user.socket_access import ANYBODY, SocketAccess
+from viaduct.vhost_user.socket_access import ANYBODY, SocketAccess, peer_process
 from viaduct.vhost_user.wire import ready
 
 MAX_PATH = 107
@@ -26,7 +25,6 @@ LAST_RETRY = 1.0
 SLOWEST_LOOK = 0.25
 """Seconds at most between looks whether somebody listens: a link shall be back within a second."""
 
-_CREDENTIALS = struct.Struct("=iII")
 _BACKLOG = 8
 
 
@@ -132,7 +130,7 @@ async def connect(path: str) -> socket.socket:
 
 def peer_of(sock: socket.socket, path: str) -> Peer:
     """Who is at the other end."""
-    pid, uid, gid = _CREDENTIALS.unpack(sock.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _CREDENTIALS.size))
+    pid, uid, gid = peer_process(sock)
     return Peer(pid=pid, uid=uid, path=path, gid=gid)
 
 

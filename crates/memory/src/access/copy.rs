@@ -107,6 +107,7 @@ mod x86_64 {
     }
 
     /// As for [`super::copy`]. What is left of the shortest Ethernet frame behind its head goes by the first branch.
+    // SAFETY: as for `super::copy`.
     #[inline(always)]
     pub(super) unsafe fn copy(dst: *mut u8, src: *const u8, len: usize) {
         // SAFETY: every access lies in the first `len` bytes, by the comparison above it.
@@ -171,6 +172,7 @@ mod x86_64 {
         way
     }
 
+    // SAFETY: as for `super::copy`; `len` must be more than 64.
     #[inline(never)]
     unsafe fn long(dst: *mut u8, src: *const u8, len: usize) {
         let mut way = WAY.load(Ordering::Relaxed);
@@ -303,6 +305,7 @@ mod x86_64 {
 #[cfg(any(test, not(target_arch = "x86_64")))]
 mod portable {
     /// As for [`super::copy`].
+    // SAFETY: as for `super::copy`.
     pub(super) unsafe fn copy(dst: *mut u8, src: *const u8, len: usize) {
         const WORD: usize = size_of::<usize>();
         // Words where both can be aligned together, bytes before, behind, and otherwise.
