@@ -1,0 +1,97 @@
+//! What everything above an engine may know of it.
+//!
+//! An engine gives a machine memory, interrupts and doorbells ([`Vm`]) and processors. KVM is one; a software CPU can be
+//! another, because nothing here speaks of how the guest's instructions are executed.
+
+use vmm_sys_util::eventfd::EventFd;
+
+/// Why an engine refused.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum EngineError {
+    /// The host's kernel did.
+    #[error("{what}: {source}")]
+    System {
+        /// What was asked of it, with its values.
+        what: String,
+        /// Its answer.
+        source: std::io::Error,
+    },
+    /// The engine cannot do it, on this host or at all.
+    #[error("{0}")]
+    Unsupported(String),
+}
+
+/// A message-signalled interrupt: a write of `data` to `address` (PCI 3.0, 6.8).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Msi {
+    /// Where a device writes to.
+    pub address: u64,
+    /// What it writes.
+    pub data: u32,
+}
+
+/// A write of the guest that only wakes somebody: the vCPU goes on at once, without an exit to this process.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Doorbell {
+    /// A write to a port: of any width and value, or of `value`'s 16 bits only.
+    Port {
+        /// The port.
+        port: u16,
+        /// The 16-bit value that rings; `None`: every write does.
+        value: Option<u16>,
+    },
+    /// A write to an address: of any width and value, or of `value`'s 32 bits only.
+    Address {
+        /// The guest-physical address.
+        address: u64,
+        /// The 32-bit value that rings; `None`: every write does.
+        value: Option<u32>,
+    },
+}
+
+/// Something attached to a virtual machine that is detached when this is dropped.
+pub trait Attachment: Send + Sync {}
+
+/// An event whose message can be changed, as a driver does by writing an MSI-X table entry. Dropping it detaches the event.
+pub trait MsiRoute: Send + Sync {
+    /// From now on the event sends `msi`; `None`: nothing, it stays pending in the event.
+    ///
+    /// # Errors
+    /// [`EngineError`]: the message is the old one.
+    fn set(&self, msi: Option<Msi>) -> Result<(), EngineError>;
+}
+
+/// A virtual machine as its devices see it. Any thread may call.
+pub trait Vm: Send + Sync {
+    /// Drives the input pin `gsi` of the interrupt controllers.
+    ///
+    /// # Errors
+    /// [`EngineError`], if there is no such pin.
+    fn set_line(&self, gsi: u32, level: bool) -> Result<(), EngineError>;
+
+    /// Sends one message.
+    ///
+    /// # Errors
+    /// [`EngineError`], if there is nobody who receives messages.
+    fn signal_msi(&self, msi: Msi) -> Result<(), EngineError>;
+
+    /// From now on each signal of `event` is a short pulse of the pin `gsi`.
+    ///
+    /// # Errors
+    /// [`EngineError`].
+    fn attach_line(&self, gsi: u32, event: &EventFd) -> Result<Box<dyn Attachment>, EngineError>;
+
+    /// From now on each signal of `event` is a message, as soon as one is set.
+    ///
+    /// # Errors
+    /// [`EngineError`], if there are no more routes.
+    fn attach_msi(&self, event: &EventFd) -> Result<Box<dyn MsiRoute>, EngineError>;
+
+    /// From now on a write of the guest to `doorbell` signals `event`, and reaches no bus.
+    ///
+    /// # Errors
+    /// [`EngineError::Unsupported`] if this engine has no doorbells: then the write arrives on the bus, and its device
+    /// signals the event itself.
+    fn attach_doorbell(&self, doorbell: Doorbell, event: &EventFd) -> Result<Box<dyn Attachment>, EngineError>;
+}
