@@ -142,7 +142,7 @@ impl Bus {
         let slots = self.slots.read().clone();
         let at = slots.partition_point(|slot| slot.range.last < addr);
         let slot = slots.get(at).filter(|slot| slot.range.base <= addr)?;
-        let behind = (slot.range.last - addr).checked_add(1).unwrap_or(u64::MAX);
+        let behind = (slot.range.last - addr).saturating_add(1);
         (len as u64 <= behind).then(|| Target { device: slot.device.clone(), offset: addr - slot.range.base })
     }
 
