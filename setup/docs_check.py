@@ -57,6 +57,8 @@ def wrong_commands(text: str, root: Any) -> Iterator[str]:
             command = root
             while words and words[0] in getattr(command, "commands", {}):
                 command = command.commands[words.pop(0)]
+            if words and ".py:" in words[0] and "MODULE.py:CLASS" in getattr(command, "commands", {}):
+                command = command.commands["MODULE.py:CLASS"]
             if command is root and words and re.fullmatch(r"[a-z]+", words[0]):
                 yield f"viaduct {match[1].strip()!r}: no such command"
             known = {option for parameter in command.params for option in (*parameter.opts, *parameter.secondary_opts)}

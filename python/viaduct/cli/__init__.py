@@ -25,6 +25,7 @@ COMMANDS = {
     "capture": "viaduct.cli.capture:capture",
     "trace": "viaduct.cli.trace:trace",
     "doctor": "viaduct.cli.doctor:doctor",
+    "device": "viaduct.cli.device:app",
     "guest": "viaduct.cli.guest:app",
     "send": "viaduct.cli.traffic:send",
     "receive": "viaduct.cli.traffic:receive",
