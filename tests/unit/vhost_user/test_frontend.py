@@ -14,7 +14,15 @@ import pytest
 
 from vhost_user.stand_ins import RecordingDevice, until
 from vhost_user.wire_client import HEADER
-from viaduct.vhost_user import Backend, FrontEnd, FrontEndError, ProtocolFeature, RequestError, VhostUserError, frontend
+from viaduct.vhost_user import (
+    Backend,
+    FrontEnd,
+    FrontEndError,
+    ProtocolFeature,
+    RequestError,
+    VhostUserError,
+    connection,
+)
 from viaduct.virtio import DeviceFeature, NetFeature
 
 VERSION_1 = DeviceFeature.VERSION_1
@@ -259,7 +267,7 @@ async def test_wrong_answers(bad: BadBackEnd, socket_dir: Path, data: bytes, sai
 
 
 async def test_no_answer(bad: BadBackEnd, socket_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(frontend, "REPLY_TIMEOUT", 0.01)
+    monkeypatch.setattr(connection, "REPLY_TIMEOUT", 0.01)
     fe = make(str(socket_dir / "s"))
     with pytest.raises(FrontEndError, match="GET_FEATURES: no answer in 0 s"):
         await fe.start()
