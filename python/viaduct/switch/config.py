@@ -176,12 +176,27 @@ class NullPort(BasePort, frozen=True, kw_only=True, tag="null"):
     """A port that swallows every frame and sends none."""
 
 
-PortConfig = VhostUserPort | TapPort | PcapPort | NullPort
+class InProcessPort(BasePort, frozen=True, kw_only=True, tag="in-process"):
+    """A virtual machine's network card whose machine runs in the switch's own process: made by programs, not by text.
+
+    `queues`: most queue pairs offered. `mtu`: as for a vhost-user port.
+    """
+
+    queues: int = 1
+    mtu: int | None = None
+
+    def _check(self) -> None:
+        _check_range("queues", self.queues, 1, VHOST_USER_QUEUES_MAX, "queues")
+        if self.mtu is not None:
+            _check_range("mtu", self.mtu, MTU_MIN, MTU_MAX, "mtu")
+
+
+PortConfig = VhostUserPort | TapPort | PcapPort | NullPort | InProcessPort
 
 PORT_KINDS: dict[str, type[PortConfig]] = {
     str(kind.__struct_config__.tag): kind for kind in (VhostUserPort, TapPort, PcapPort, NullPort)
 }
-"""Every kind of port by the word that names it."""
+"""Every kind of port that a configuration can name, by the word that names it."""
 
 
 class SwitchConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from viaduct.switch.config import NullPort, PcapPort, PortConfig, TapPort, VhostUserPort
+from viaduct.switch.config import InProcessPort, NullPort, PcapPort, PortConfig, TapPort, VhostUserPort
 
 from .port import Port, PortOwner
 
@@ -26,6 +26,10 @@ def make_port(owner: PortOwner, name: str, config: PortConfig) -> Port:
             from .null import Null
 
             return Null(owner, name, config)
+        case InProcessPort():
+            from .in_process import InProcess
+
+            return InProcess(owner, name, config)
 
 
 __all__ = ["Port", "PortOwner", "make_port"]
