@@ -28,6 +28,10 @@ class GuestMemory:
         """The bytes at a guest-physical address. Raises ValueError where they are not all in regions."""
     def write(self, addr: int, data: bytes) -> None:
         """Changes the bytes at a guest-physical address. Raises ValueError where they are not all in regions."""
+    def discard(self, addr: int, len: int) -> int:
+        """Gives the whole pages in a range of guest-physical addresses back to the system: they read as zeroes until
+        they are written again. Returns the bytes. Raises ValueError where the range is not all in regions, OSError
+        where their file does not allow it (it is sealed against writes, or no file in memory)."""
     @property
     def regions(self) -> list[tuple[int, int, int, int]]:
         """Guest address, size, user address and file offset of each region, by guest address."""
@@ -108,8 +112,12 @@ class Chain:
     @property
     def written(self) -> int:
         """Bytes written so far by `write`."""
-    def read(self) -> bytes:
-        """All that the device may read, copied. Another call may find other bytes: the driver can change them."""
+    def read(self, offset: int = 0, size: int | None = None) -> bytes:
+        """What the device may read from `offset` on, at most `size` bytes, copied. Another call may find other bytes:
+        the driver can change them."""
+    def discard(self) -> int:
+        """Gives the memory of the room to write back to the system, whole pages only: it reads as zeroes until it is
+        written again. Returns the bytes. Raises OSError where the memory's file does not allow it."""
     def write(self, data: bytes) -> None:
         """Writes behind what was written before. Raises ValueError if there is no room, or the chain was given back."""
 

@@ -100,6 +100,15 @@ impl GuestMemory {
         Ok(())
     }
 
+    fn discard(&self, addr: u64, len: usize) -> PyResult<u64> {
+        let mut bytes = 0;
+        for span in self.spans(addr, len)? {
+            // SAFETY: `self` keeps the memory alive.
+            bytes += unsafe { viaduct_memory::discard(span) }?;
+        }
+        Ok(bytes)
+    }
+
     /// (guest address, size, user address, offset in the file) of each region, by guest address
     #[getter]
     fn regions(&self) -> Vec<(u64, u64, u64, u64)> {

@@ -127,16 +127,39 @@ impl Chain {
         self.written
     }
 
-    fn read<'py>(&self, py: Python<'py>) -> PyResult<Bound<'py, PyBytes>> {
-        PyBytes::new_with(py, self.chain.readable_len as usize, |mut bytes| {
+    #[pyo3(signature = (offset = 0, size = None))]
+    fn read<'py>(&self, py: Python<'py>, offset: u32, size: Option<u32>) -> PyResult<Bound<'py, PyBytes>> {
+        let rest = self.chain.readable_len.saturating_sub(offset);
+        PyBytes::new_with(py, size.unwrap_or(rest).min(rest) as usize, |mut bytes| {
+            let mut skip = offset;
             for span in &self.spans[..self.chain.readable.into()] {
-                let (now, later) = bytes.split_at_mut(span.len() as usize);
-                // SAFETY: `_memory` keeps the span's mapping alive, and the span has this length.
-                unsafe { span.read(0, now) };
-                bytes = later;
+                if skip >= span.len() {
+                    skip -= span.len();
+                    continue;
+                }
+                let (now, later) = bytes.split_at_mut(bytes.len().min((span.len() - skip) as usize));
+                // SAFETY: `_memory` keeps the span's mapping alive, and the bytes end within the span.
+                unsafe { span.read(skip, now) };
+                (bytes, skip) = (later, 0);
+                if bytes.is_empty() {
+                    break;
+                }
             }
             Ok(())
         })
+    }
+
+    /// Gives the whole pages of the writable elements back to the system; the bytes given back.
+    fn discard(&self) -> PyResult<u64> {
+        if self.queue.is_none() {
+            return Err(PyValueError::new_err("the chain has been given back: it belongs to the driver"));
+        }
+        let mut bytes = 0;
+        for span in &self.spans[self.chain.readable.into()..] {
+            // SAFETY: `_memory` keeps the span's mapping alive.
+            bytes += unsafe { viaduct_memory::discard(*span) }?;
+        }
+        Ok(bytes)
     }
 
     fn write(&mut self, mut data: &[u8]) -> PyResult<()> {

@@ -20,6 +20,7 @@
 pub mod access;
 mod call;
 mod dirty_log;
+mod discard;
 pub mod fault;
 mod guest_memory;
 pub mod iotlb;
@@ -29,6 +30,7 @@ mod span;
 
 pub use call::Call;
 pub use dirty_log::DirtyLog;
+pub use discard::discard;
 pub use guest_memory::{AddressSpace, GuestMemory, MAX_REGIONS, MemoryError, RegionCache, RegionSpec, Window};
 pub use mapping::{Mapping, MappingError, memfd};
 pub use ring_part::RingPart;

@@ -9,7 +9,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from viaduct.vhost_user.backend import Backend, serve
-from viaduct.vhost_user.device import Device, Inflight, Peer, Vring
+from viaduct.vhost_user.device import Device, Inflight, Peer, Transport, Vring
 from viaduct.vhost_user.errors import FrontEndError, RequestError, SocketPathError, StreamError, VhostUserError
 from viaduct.vhost_user.protocol import ProtocolFeature
 
@@ -30,6 +30,7 @@ __all__ = [
     "RequestError",
     "SocketPathError",
     "StreamError",
+    "Transport",
     "VhostUserError",
     "Vring",
     "serve",

@@ -96,7 +96,7 @@ class Backend:
         if self._task is not None:
             raise VhostUserError(f"port {self.name} is started already; close() it first")
         check_path(self.path)
-        self.device.backend = self
+        self.device.transport = self
         if not self.client:
             self._listener = Listener(self.path, self.access)
         self._go()
@@ -127,7 +127,7 @@ class Backend:
 
     def adopt(self, listener: Listener | None, session: Session | None) -> None:
         """Takes over from another process what it listened on and whom it served. Nothing is served before `thaw`."""
-        self.device.backend = self
+        self.device.transport = self
         self._listener, self._session = listener, session
         if session is not None:
             self._serving = asyncio.create_task(self._serve(session, resumed=True), name=f"vhost-user {self.name}")

@@ -1,8 +1,9 @@
 """A virtio device as its back-end sees it.
 
-A `Device` is told what the front-end decided: features, memory, rings. `viaduct.vhost_user.Backend` checks every
-message before it gets here, so the values are in range, the rings lie in the memory, and a queue is started before it
-is enabled, enabled only while it is started, and stopped before the connection ends.
+A `Device` is told what the front-end decided: features, memory, rings. Its transport (`viaduct.vhost_user.Backend`, or
+the virtio transport of our own VMM) checks every message before it gets here, so the values are in range, the rings lie
+in the memory, and a queue is started before it is enabled, enabled only while it is started, and stopped before the
+connection ends.
 
 All methods are called on the thread of the asyncio loop. An exception raised by one of them is that message's failure:
 the front-end gets a nack if it asked for an answer, else the connection is closed with the exception's text as reason.
@@ -12,7 +13,7 @@ Nothing else is disturbed. Who only wants to answer requests in Python subclasse
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 import msgspec
 
@@ -21,7 +22,6 @@ from viaduct.virtio.features import DeviceFeature, DeviceType
 
 if TYPE_CHECKING:
     from viaduct._core import GuestMemory
-    from viaduct.vhost_user.backend import Backend
     from viaduct.vhost_user.handover import Fds
 
 
@@ -79,6 +79,22 @@ class Inflight(msgspec.Struct, frozen=True):
     queue_size: int
 
 
+class Transport(Protocol):
+    """What carries a device to its driver, as the device sees it. A transport puts itself into `Device.transport`
+    before the first call; the device calls it on the thread of the loop."""
+
+    def config_changed(self) -> bool:
+        """Tells the driver that the configuration space has changed (virtio 1.2, 2.3 and 2.5). Returns whether it could
+        be told."""
+
+    def fail_queue(self, index: int, error: str) -> None:
+        """The driver broke the running queue `index`, or the device could not go on with it: it stays silent until the
+        driver resets it. `error` says what was found, what is allowed and the section."""
+
+    def disconnect(self, reason: str) -> None:
+        """The memory cannot be used any more (its file was truncated): ends everything that was agreed on."""
+
+
 class Device:
     """Base class of devices; see the module's text for the order of calls.
 
@@ -100,10 +116,15 @@ class Device:
     """Protocol features that this device really supports; those the back-end does not implement are left out."""
     queue_count: int = 1
     """Number of virtqueues."""
-    backend: Backend | None = None
-    """The back-end that serves this device; set by it."""
+    transport: Transport | None = None
+    """What carries this device; set by it."""
 
     _status = 0
+
+    def config_changed(self) -> bool:
+        """Tells the driver that the configuration space has changed. Returns whether it could be told: not without a
+        driver, and over vhost-user only where the front-end listens."""
+        return self.transport is not None and self.transport.config_changed()
 
     @property
     def reported_queue_count(self) -> int:

@@ -11,6 +11,11 @@ came in between brings no kick (virtio 1.2, 2.7.13.3.1 and 2.8.21.3.1).
 queue stops, no more requests are taken and those in flight finish, so that GET_VRING_BASE tells the truth. If this
 process dies with requests in flight, and the front-end tracks them (INFLIGHT_SHMFD), the next one is asked again.
 
+Some queues carry no requests: their chains are room for what the device will have to say, or come faster than the
+device wants to listen. Name those in `pulled_queues`: then `chains_waiting` is called when there may be chains, and the
+device takes one with `take` when it has a use for it, fills it or reads it, and gives it back at once with `give`. A
+chain that is not taken stays with the driver, so nothing is in flight when the queue stops.
+
 A queue that is started but disabled waits. A driver that breaks its ring, and a `handle` that raises, stop the queue:
 the front-end is told through the error descriptor, and the log says what happened (see `Backend.fail_queue`).
 """
@@ -48,6 +53,8 @@ class QueueDevice(InflightDevice):
         DeviceFeature.VERSION_1 | DeviceFeature.RING_PACKED | DeviceFeature.INDIRECT_DESC | DeviceFeature.EVENT_IDX
     )
     protocol_features: ProtocolFeature = Device.protocol_features | ProtocolFeature.INFLIGHT_SHMFD
+    pulled_queues: frozenset[int] = frozenset()
+    """Queues whose chains do not go to `handle`: the device takes them itself."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -60,6 +67,22 @@ class QueueDevice(InflightDevice):
         to the room it gives with ``chain.write(data)``. The chain goes back to the driver when this returns or, if it
         is ``async def``, when it finishes."""
         raise NotImplementedError
+
+    def chains_waiting(self, queue: int) -> None:
+        """There may be chains in one of `pulled_queues`: it was enabled, or the driver kicked after `take` had found
+        none, or a batch is over and others have had their turn."""
+
+    def take(self, queue: int) -> _core.Chain | None:
+        """The next chain of a queue, to be given back with `give`. None: there is none now, or the queue does not run,
+        or the device has had its share of this turn of the loop; `chains_waiting` is called when that changes."""
+        running = self._queues.get(queue)
+        return running.take() if running is not None else None
+
+    def give(self, queue: int, chain: _core.Chain) -> None:
+        """Gives back a chain that came from `take`, with what was written into it; nothing happens if the queue has
+        been stopped since."""
+        if (running := self._queues.get(queue)) is not None:
+            running.give(chain)
 
     def set_features(self, features: int) -> None:
         self.negotiated = features
@@ -129,6 +152,10 @@ class _RunningQueue:
         self._active = False
         self._failed = False
         self._next_look: asyncio.Handle | None = None
+        self._pulled = vring.index in device.pulled_queues
+        self._taken = 0
+        """Chains taken by a device that pulls, since others had their turn."""
+        self._unpublished: asyncio.Handle | None = None
         self._in_flight: set[asyncio.Task[None]] = set()
 
     def resume(self) -> None:
@@ -147,7 +174,39 @@ class _RunningQueue:
         if self._next_look is not None:
             self._next_look.cancel()
             self._next_look = None
+        if self._unpublished is not None:
+            self._unpublished.cancel()
+            self._publish_given()
         self._active = False
+
+    def take(self) -> _core.Chain | None:
+        """The next chain for a device that pulls; see `QueueDevice.take`."""
+        if not self._active:
+            return None
+        if self._taken >= BATCH:
+            self._look_soon()
+            return None
+        try:
+            self._check_memory()
+            chain = self.core.pop()
+            if chain is None and self.kick_fd is not None and self.core.enable_notifications():
+                chain = self.core.pop()
+        except RingError as error:
+            self._fail(error)
+            return None
+        if chain is not None:
+            self._taken += 1
+        return chain
+
+    def give(self, chain: _core.Chain) -> None:
+        """Gives a chain back; the driver is told once for all of this turn of the loop."""
+        self.core.push(chain)
+        if self._unpublished is None:
+            self._unpublished = self._loop.call_soon(self._publish_given)
+
+    def _publish_given(self) -> None:
+        self._unpublished = None
+        self._publish()
 
     async def finish(self) -> None:
         """Takes no more chains and waits until those in flight are completed."""
@@ -176,11 +235,9 @@ class _RunningQueue:
         if self._next_look is not None:
             self._next_look.cancel()
             self._next_look = None
-        memory = self.device.memory
         try:
             more = self._answer()
-            if memory is not None and memory.faulted:
-                raise RingError("the file behind the guest's memory was truncated under it")
+            self._check_memory()
         except Exception as error:
             self._fail(error)
             return
@@ -189,8 +246,18 @@ class _RunningQueue:
         elif self.kick_fd is None:
             self._next_look = self._loop.call_later(POLL_INTERVAL, self._look)
 
+    def _check_memory(self) -> None:
+        memory = self.device.memory
+        if memory is not None and memory.faulted:
+            raise RingError("the file behind the guest's memory was truncated under it")
+
     def _answer(self) -> bool:
         """Whether there is more to do at once."""
+        if self._pulled:
+            self._taken = 0
+            self.core.disable_notifications()
+            self.device.chains_waiting(self.index)
+            return False
         completed = False
         try:
             for _ in range(BATCH):
@@ -230,13 +297,13 @@ class _RunningQueue:
         """The driver broke the ring, or the device could not answer: the queue goes no further."""
         self.pause()
         self._failed = True
-        backend, memory = self.device.backend, self.device.memory
-        if backend is None:
+        transport, memory = self.device.transport, self.device.memory
+        if transport is None:
             return
         if memory is not None and memory.faulted:
-            backend.disconnect(str(error))
+            transport.disconnect(str(error))
         elif isinstance(error, RingError):
-            backend.fail_queue(self.index, str(error))
+            transport.fail_queue(self.index, str(error))
         else:
             log.error("the device failed to answer a request", exc_info=error)
-            backend.fail_queue(self.index, f"the device failed: {type(error).__name__}: {error}")
+            transport.fail_queue(self.index, f"the device failed: {type(error).__name__}: {error}")

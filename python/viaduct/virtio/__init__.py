@@ -1,6 +1,23 @@
 """What the virtio specification defines and both halves of a device share: feature bits, status bits, configuration."""
 
-from viaduct.virtio.features import DeviceFeature, DeviceType, NetFeature, describe_features
+from viaduct.virtio.features import (
+    BalloonFeature,
+    ConsoleFeature,
+    DeviceFeature,
+    DeviceType,
+    NetFeature,
+    VsockFeature,
+    describe_features,
+)
 from viaduct.virtio.status import Status
 
-__all__ = ["DeviceFeature", "DeviceType", "NetFeature", "Status", "describe_features"]
+__all__ = [
+    "BalloonFeature",
+    "ConsoleFeature",
+    "DeviceFeature",
+    "DeviceType",
+    "NetFeature",
+    "Status",
+    "VsockFeature",
+    "describe_features",
+]

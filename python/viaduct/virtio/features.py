@@ -106,7 +106,51 @@ class NetFeature(Feature):
         return ~int(self)
 
 
-_OWN_BITS: dict[int, type[Feature]] = {DeviceType.NET: NetFeature}
+class ConsoleFeature(Feature):
+    """Bits of a console (virtio 1.2, 5.3.3)."""
+
+    SIZE = 1 << 0, "virtio 1.2, 5.3.4"
+    MULTIPORT = 1 << 1, "virtio 1.2, 5.3.6.2"
+    EMERG_WRITE = 1 << 2, "virtio 1.2, 5.3.4"
+
+    def __invert__(self) -> int:  # type: ignore[override]
+        """All other bits, those without a name included. Not in the base, where Python 3.11 ignores it."""
+        return ~int(self)
+
+
+class BalloonFeature(Feature):
+    """Bits of a memory balloon (virtio 1.2, 5.5.3)."""
+
+    MUST_TELL_HOST = 1 << 0, "virtio 1.2, 5.5.6"
+    STATS_VQ = 1 << 1, "virtio 1.2, 5.5.6.3"
+    DEFLATE_ON_OOM = 1 << 2, "virtio 1.2, 5.5.3"
+    FREE_PAGE_HINT = 1 << 3, "virtio 1.2, 5.5.6.5"
+    PAGE_POISON = 1 << 4, "virtio 1.2, 5.5.6.6"
+    REPORTING = 1 << 5, "virtio 1.2, 5.5.6.7"
+
+    def __invert__(self) -> int:  # type: ignore[override]
+        """All other bits, those without a name included. Not in the base, where Python 3.11 ignores it."""
+        return ~int(self)
+
+
+class VsockFeature(Feature):
+    """Bits of a socket device (virtio 1.2, 5.10.3)."""
+
+    STREAM = 1 << 0, "virtio 1.2, 5.10.6.6"
+    SEQPACKET = 1 << 1, "virtio 1.2, 5.10.6.7"
+    NO_IMPLIED_STREAM = 1 << 2, "virtio 1.3, 5.10.3"
+
+    def __invert__(self) -> int:  # type: ignore[override]
+        """All other bits, those without a name included. Not in the base, where Python 3.11 ignores it."""
+        return ~int(self)
+
+
+_OWN_BITS: dict[int, type[Feature]] = {
+    DeviceType.NET: NetFeature,
+    DeviceType.CONSOLE: ConsoleFeature,
+    DeviceType.BALLOON: BalloonFeature,
+    DeviceType.VSOCK: VsockFeature,
+}
 
 
 def describe_features(features: int, device_id: int = 0) -> str:
