@@ -11,6 +11,7 @@ from typing import Annotated, Any
 import typer
 from typer.core import TyperGroup
 
+from .device_rng import rng
 from .device_service import Client, Socket, serve_device
 from .failure import FAILED, USAGE, Failure
 
@@ -62,3 +63,6 @@ def user_class(
     except DeviceClassError as error:
         raise Failure(str(error), FAILED) from error
     serve_device(device, socket, client)
+
+
+app.command("rng")(rng)
