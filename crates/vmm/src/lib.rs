@@ -13,4 +13,5 @@
 
 pub mod bus;
 pub mod engine;
+pub mod platform;
 pub mod virtio;
