@@ -36,6 +36,11 @@ class GuestMemory:
     def regions(self) -> list[tuple[int, int, int, int]]:
         """Guest address, size, user address and file offset of each region, by guest address."""
     @property
+    def places(self) -> list[tuple[int, int, int]]:
+        """Guest address, size and address in this process of each region, by guest address: for the host's kernel,
+        which asks for them so (linux/vhost.h)."""
+
+    @property
     def faulted(self) -> bool:
         """Whether the file behind a region became shorter under us: it reads as zeroes there."""
 

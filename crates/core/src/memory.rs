@@ -115,6 +115,17 @@ impl GuestMemory {
         self.inner.regions().map(|spec| (spec.guest_addr, spec.size, spec.user_addr, spec.mmap_offset)).collect()
     }
 
+    /// (guest address, size, address in this process) of each region, by guest address
+    #[getter]
+    fn places(&self) -> Vec<(u64, u64, usize)> {
+        let mut cache = RegionCache::default();
+        let place = |addr, cache: &mut RegionCache| {
+            self.inner.translate_some(cache, addr, 1).map(|span| span.as_ptr().expose_provenance())
+        };
+        let regions = self.inner.regions();
+        regions.filter_map(|spec| Some((spec.guest_addr, spec.size, place(spec.guest_addr, &mut cache)?))).collect()
+    }
+
     #[getter]
     fn faulted(&self) -> bool {
         self.inner.faulted()

@@ -86,6 +86,7 @@ class NetDevice(InflightDevice):
     """Tells the data path what the front-end decides."""
 
     device_id = int(DeviceType.NET)
+    config_size = len(NetConfig().pack())
 
     def __init__(self, port: NetPort) -> None:
         super().__init__()

@@ -1,0 +1,76 @@
+"""A device model in this process: any `viaduct.vhost_user.Device`, driven directly."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping, Sequence
+
+from viaduct.vhost_user.device import Device, Vring
+from viaduct.vhost_user.errors import VhostUserError
+from viaduct.virtio.features import DeviceFeature
+from viaduct.vmm.back_end.back_end import BackEnd
+from viaduct.vmm.errors import MachineError
+from viaduct.vmm.ram import Ram
+
+log = logging.getLogger("viaduct.vmm")
+
+_NOT_FOR_DRIVERS = DeviceFeature.PROTOCOL_FEATURES | DeviceFeature.LOG_ALL | DeviceFeature.ACCESS_PLATFORM
+"""What the protocol and migration use, and an IOMMU, which machines of ours do not have."""
+
+
+class InProcessBackEnd(BackEnd):
+    """Drives `device` as a vhost-user back-end would, without a socket between."""
+
+    def __init__(self, device: Device) -> None:
+        self.device = device
+        self.device_id = device.device_id
+        self.features = device.features & ~int(_NOT_FOR_DRIVERS)
+        self.queue_sizes = (device.queue_size,) * device.queue_count
+        self._ram: Ram | None = None
+        self._queues: list[int] = []
+
+    @property
+    def config(self) -> bytes:  # type: ignore[override]  # the device keeps it
+        """The configuration space, as the device shows it now."""
+        return self.device.read_config(0, self.device.config_size) if self.device.config_size else b""
+
+    async def open(self, ram: Ram) -> None:
+        self._ram = ram
+
+    async def activate(self, features: int, queues: Sequence[Vring]) -> None:
+        assert self._ram is not None
+        device = self.device
+        try:
+            device.set_features(features)
+            device.set_memory(self._ram.memory)
+            for vring in queues:
+                device.start_queue(vring)
+                self._queues.append(vring.index)
+                device.enable_queue(vring.index, True)
+        except (VhostUserError, ValueError, OSError) as error:
+            await self.deactivate()
+            raise MachineError(str(error)) from error
+
+    async def deactivate(self) -> Mapping[int, int]:
+        bases = {}
+        for index in self._queues:
+            self.device.enable_queue(index, False)
+            await self.device.drain_queue(index)
+            bases[index] = self.device.stop_queue(index)
+        self._queues.clear()
+        return bases
+
+    def reset(self) -> None:
+        self.device.reset()
+
+    def write_config(self, offset: int, data: bytes) -> None:
+        try:
+            self.device.write_config(offset, data, 0)
+        except (NotImplementedError, VhostUserError, ValueError) as error:
+            log.warning(
+                "the driver's write of %s to configuration offset %d was ignored: %s", data.hex(), offset, error
+            )
+
+    async def close(self) -> None:
+        await self.deactivate()
+        self.device.disconnected("the machine has ended")
