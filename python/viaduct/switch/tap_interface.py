@@ -54,7 +54,7 @@ def set_header(queue: int, size: int) -> None:
 
 
 def set_offloads(queue: int, names: Collection[str]) -> None:
-    """What the kernel may send unfinished, by the names of `OFFLOADS`. Raises OSError (EINVAL: it does not know one)."""
+    """What the kernel may send unfinished, by the names of `OFFLOADS`. Raises OSError; EINVAL: it knows one not."""
     offloads = 0
     for name in names:
         offloads |= OFFLOADS[name]

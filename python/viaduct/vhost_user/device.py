@@ -116,17 +116,12 @@ class Device:
     """Protocol features that this device really supports; those the back-end does not implement are left out."""
     queue_count: int = 1
     """Number of virtqueues."""
-<<<<<<< Updated upstream
-    transport: Transport | None = None
-    """What carries this device; set by it."""
-=======
     queue_size: int = 256
     """Most descriptors of each queue in a machine of ours; a vhost-user front-end decides that itself."""
     config_size: int = 0
     """Bytes of configuration space that `read_config` knows, all of which a machine of ours shows to its driver."""
-    backend: Backend | None = None
-    """The back-end that serves this device; set by it."""
->>>>>>> Stashed changes
+    transport: Transport | None = None
+    """What carries this device; set by it."""
 
     _status = 0
 

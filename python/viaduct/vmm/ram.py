@@ -25,9 +25,7 @@ class Ram:
 
     def __init__(self, size: int, fd: int | None = None) -> None:
         if size <= 0 or size % PAGE:
-            raise MachineError(
-                f"memory of {size} bytes is not possible: a whole number of {PAGE}-byte pages, at least 1"
-            )
+            raise MachineError(f"memory of {size} bytes is not possible: one or more whole pages of {PAGE} bytes")
         self.size = size
         self.fd = os.memfd_create("viaduct machine", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING) if fd is None else fd
         try:

@@ -1,4 +1,4 @@
-"""A network card whose queues the host's kernel serves: vhost-net (linux/vhost.h, Documentation of vhost in the kernel).
+"""A network card whose queues the host's kernel serves: vhost-net (linux/vhost.h).
 
 The kernel gets the rings' addresses in this process, the two eventfds of each queue, and a tap interface's descriptor;
 from then on frames pass between the interface and the guest's memory on a thread of the kernel, without a system call
