@@ -4,7 +4,7 @@ Nothing else decides an address; the Rust devices get theirs as arguments. Guest
 
 | from | to | what |
 |---|---|---|
-| 0x0000_0000 | 0x0009_FC00 | RAM; its first 256 KiB hold what the loader leaves for the kernel, see `viaduct.vmm.boot` |
+| 0x0000_0000 | 0x0009_FC00 | RAM; the first 256 KiB hold what the loader leaves, see `viaduct.vmm.boot` |
 | 0x0009_FC00 | 0x0010_0000 | RAM that the memory map calls reserved: the loader's tables, where a BIOS has them |
 | 0x0010_0000 | 0xC000_0000 | RAM, as much of it as there is |
 | 0xC000_0000 | 0xE000_0000 | PCI: memory BARs of 32 bits |

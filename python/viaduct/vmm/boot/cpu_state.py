@@ -58,6 +58,7 @@ CODE_32 = Segment(0x10, 0, 0xFFFF_FFFF, EXECUTE_READ, db=1, g=1)
 DATA_32 = Segment(0x18, 0, 0xFFFF_FFFF, READ_WRITE, db=1, g=1)
 TASK = Segment(0x20, 0, 0x67, TSS_BUSY, s=0)
 NO_LDT = Segment(0, 0, 0xFFFF, LDT, s=0)
+NO_TABLE = Table(0, 0)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -66,15 +67,12 @@ class CpuState:
 
     rip: int
     cs: Segment
-    ds: Segment
-    es: Segment
-    ss: Segment
-    fs: Segment
-    gs: Segment
+    data: Segment
+    """What DS, ES, SS, FS and GS hold."""
     tr: Segment = TASK
     ldt: Segment = NO_LDT
-    gdt: Table = Table(0, 0)
-    idt: Table = Table(0, 0)
+    gdt: Table = NO_TABLE
+    idt: Table = NO_TABLE
     rax: int = 0
     rbx: int = 0
     rcx: int = 0
@@ -99,4 +97,7 @@ class CpuState:
 
     def registers(self) -> dict[str, object]:
         """What `Vm.set_registers` takes: each register by its name, segments and tables as plain tuples."""
-        return {name: tuple(value) if isinstance(value, tuple) else value for name, value in asdict(self).items()}
+        values = asdict(self)
+        data = values.pop("data")
+        values.update(dict.fromkeys(("ds", "es", "ss", "fs", "gs"), data))
+        return {name: tuple(value) if isinstance(value, tuple) else value for name, value in values.items()}
