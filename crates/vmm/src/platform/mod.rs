@@ -9,6 +9,7 @@ mod i8042;
 mod line;
 mod pvpanic;
 mod reset_control;
+pub mod rtc;
 pub mod serial;
 mod sleep_control;
 
@@ -17,6 +18,7 @@ pub use i8042::{I8042, I8042State};
 pub use line::Line;
 pub use pvpanic::Pvpanic;
 pub use reset_control::{ResetControl, ResetControlState};
+pub use rtc::{Rtc, RtcState};
 pub use serial::{Serial, SerialState};
 pub use sleep_control::{S5, SleepControl, SleepControlState};
 
