@@ -68,10 +68,10 @@ class SteadyPair:
         """How often either end has lost the switch."""
         return self.sender.link.reconnects + self.receiver.link.reconnects
 
-    def free_buffers(self) -> list[int]:
-        """How many buffers the device could take of the sender's queues and of the receiver's receive queue. Without a
-        device, that comes to be all of them: the drivers take none out of the rings and put in what they have."""
-        return [*self.sender.link.free_buffers(), self.receiver.link.free_buffers()[0]]
+    def held_buffers(self) -> list[int]:
+        """How many buffers of the sender's queues and of the receiver's receive queue are the device's. Without a
+        device, that comes to be all of them: the drivers put in what they have, and get none back."""
+        return [*self.sender.link.held_buffers(), self.receiver.link.held_buffers()[0]]
 
     def settle(self) -> Received:
         """Waits until all that was sent before now has arrived or is known to be lost, and says what has."""

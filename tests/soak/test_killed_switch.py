@@ -42,7 +42,7 @@ def test_rings_survive(directory: Path, soak: Soak, ring: str, tracked: bool) ->
                 switch.kill()
                 for pair in (east, west):
                     wait_until(
-                        lambda: all(free == QUEUE for free in pair.free_buffers()),  # noqa: B023
+                        lambda: all(held == QUEUE for held in pair.held_buffers()),  # noqa: B023
                         f"all buffers of the rings are there, {QUEUE} in each",
                     )
                 before = [pair.report().received for pair in (east, west)]

@@ -93,6 +93,11 @@ impl Descriptor {
         (self.word >> 48) as u16
     }
 
+    /// Whether it is as in a new ring, all zero (virtio 1.2, 2.8.13), but for an address that a driver has written already.
+    pub const fn is_blank(self) -> bool {
+        self.word == 0
+    }
+
     /// Buffer id of a packed descriptor.
     #[inline(always)]
     pub const fn id(self) -> u16 {

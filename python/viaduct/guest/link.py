@@ -17,7 +17,7 @@ import msgspec
 
 from viaduct._core import GuestMemory, guest_memory_size
 from viaduct.guest.errors import GuestError
-from viaduct.guest.ring_memory import available, used_index
+from viaduct.guest.ring_memory import held, used_index
 from viaduct.vhost_user import FrontEnd, Queue, VhostUserError
 from viaduct.vhost_user.ring import PACKED_START
 from viaduct.virtio.features import DeviceFeature, NetFeature
@@ -203,12 +203,12 @@ class Link:
         self._user.detach()
         await self._front_end.close()
 
-    def free_buffers(self) -> list[int]:
-        """For each queue, how many buffers the device could take now; each is counted once. Read from the rings, which
+    def held_buffers(self) -> list[int]:
+        """For each queue, how many buffers are the device's now; each is counted once. Read from the rings, which
         the driver changes meanwhile."""
         front = self._front_end
         packed = front.layout == "packed"
-        return [len(set(available(front.memory_fd, queue, packed=packed))) for queue in self._queues]
+        return [len(set(held(front.memory_fd, queue, packed=packed))) for queue in self._queues]
 
     def _prepare(self, queues: tuple[Queue, ...]) -> None:
         front = self._front_end

@@ -15,6 +15,8 @@
 
 mod gather;
 mod inspect;
+#[cfg(test)]
+mod killed;
 mod log;
 mod packed;
 mod split;

@@ -32,8 +32,7 @@ use crate::{Batch, Chain, PACKED_START, QueueConfig, RingError};
 /// How many descriptors ahead the ring is asked for: two cache lines.
 const AHEAD: usize = 8;
 
-/// A driver that is just writing descriptors makes the ring look strange for a moment; one that looks so for longer was left
-/// like this by a device.
+/// A driver that is just writing descriptors may make the ring look strange for a moment, see [`standing`](super::standing).
 const LOOKS: u32 = if cfg!(feature = "fuzzing") { 1 } else { 40 };
 const BETWEEN_LOOKS: Duration = Duration::from_micros(50);
 
@@ -112,16 +111,17 @@ impl Packed {
     /// not know better.
     fn correct(&mut self, base: u32) {
         let load = |index| self.load(index, self.load_word(index));
-        // A wrong base may point among the buffers that wait, and look right.
+        // A wrong base may point among the buffers that wait, and look right; where there is a gap it says nothing.
         let is_right = |found: &Standing| {
             let at_used = load(self.used.index);
             base != PACKED_START
                 && found.used == self.used
+                && (found.gap.is_empty() || found.doubtful)
                 && plausible(self.size, self.used, self.next, found.driver, at_used)
         };
         let mut found = standing(self.size, load);
         for _ in 0..LOOKS {
-            if found.as_ref().is_some_and(|found| found.gap.is_empty() || is_right(found)) {
+            if found.as_ref().is_some_and(|found| !found.doubtful || is_right(found)) {
                 break;
             }
             std::thread::sleep(BETWEEN_LOOKS);
@@ -142,6 +142,7 @@ impl Packed {
         let (mut behind, mut changed) = (first, u32::from(slots));
         behind.advance(slots, self.size);
         while behind != self.next {
+            may_die();
             let emptied = self.load_word(behind.index) & !(u64::from(WRITE) << 48) >> 32 << 32;
             self.store_word(behind.index, emptied, Ordering::Relaxed);
             behind.advance(1, self.size);
@@ -150,6 +151,7 @@ impl Packed {
         // The first comes last: the driver sees all of them at once.
         for (at, id, slots) in gap.into_iter().rev() {
             self.mark_rest(at, slots);
+            may_die();
             self.store_word(at.index, packed_word(0, id, at.used()), Ordering::Release);
         }
         // Those between the lists have been emptied too.
@@ -431,10 +433,10 @@ impl Packed {
         }
         let (size, ring) = (self.size, self.parts.descriptor);
         for (chain, written) in done {
-            may_die();
             if chain.slots > 1 {
                 self.mark_rest(used, chain.slots);
             }
+            may_die();
             let word = used_word(used, chain, written);
             // SAFETY: a position's index is below the size.
             unsafe { store_u64(ring.add(usize::from(used.index) * BYTES + 8).cast(), word, Ordering::Relaxed) };
@@ -483,8 +485,8 @@ impl Packed {
         if let Some(record) = &mut self.record {
             record.before_publish(self.used);
         }
-        may_die();
         self.mark_rest(self.published, self.first_slots);
+        may_die();
         // Release: the other used descriptors, and what was written into the buffers, before the first one's flags.
         self.store_word(self.published.index, self.first, Ordering::Release);
         let (old, slots) = (self.published, self.staged);

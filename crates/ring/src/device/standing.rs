@@ -16,8 +16,14 @@
 //!   lists in front of such descriptors, and all of them are the gap.
 //!
 //! That is exact for a device that completes in order, as those of a switch do; for others there is the record of chains in
-//! flight. If the ring does not look like this, the base is believed. What can be mistaken is a driver that is just writing as
-//! many descriptors as the ring has, because the first is not marked yet; so whoever finds something strange looks again.
+//! flight. If the ring does not look like this, the base is believed.
+//!
+//! The driver may be in the middle of its work, and may stay there for as long as nobody lets it run. It writes the first
+//! descriptor of what it makes available last, so that one still has the marks of the lap before: a hole, behind which stands
+//! what is not published. The driver then stands at the hole. Two pictures need a second look, because they pass when the
+//! driver goes on: one that has more holes, as of somebody who looks while descriptors are written; and a ring in which only
+//! the last descriptor is used. That is a driver that makes the whole ring available at once; or, if it stays so and the ring
+//! is not new, a front-end that has dropped this one buffer.
 
 use crate::descriptor::{AVAIL, Descriptor, NEXT, Position, USED};
 
@@ -35,6 +41,8 @@ pub(super) struct Standing {
     pub next: Position,
     /// Where the driver makes the next one available.
     pub driver: Position,
+    /// Whether this may be a driver that is just writing a whole ring.
+    pub doubtful: bool,
 }
 
 /// Looks at a ring of `size` descriptors, which `load` reads.
@@ -46,20 +54,16 @@ pub(super) fn standing(size: u16, load: impl Fn(u16) -> Descriptor) -> Option<St
     let position = |place: usize| Position { index: (place % n) as u16, wrap: (place / n).is_multiple_of(2) };
     let is_used = |place: &usize| (flags(*place) & AVAIL != 0) == (flags(*place) & USED != 0);
 
-    let wrap = |descriptor: &Descriptor| descriptor.packed_flags() & AVAIL != 0;
-    let now = wrap(ring.first()?);
-    let written = ring.iter().take_while(|descriptor| wrap(descriptor) == now).count();
-    if ring[written..].iter().any(|descriptor| wrap(descriptor) == now) {
-        return None;
-    }
-    let driver = written + if now { 2 * n } else { 3 * n };
-    let used = (driver - n..driver).find(|place| !is_used(place)).unwrap_or(driver);
+    let (driver, staged) = driver(&ring)?;
+    let oldest = driver - n + if staged == 0 { 0 } else { staged + 1 };
+    let used = (oldest..driver).find(|place| !is_used(place)).unwrap_or(driver);
     let behind = (used..driver).rev().find(is_used);
-    let mut standing =
-        Standing { used: position(used), gap: Vec::new(), next: position(used), driver: position(driver) };
+    let (driver_at, used_at) = (position(driver), position(used));
+    let mut standing = Standing { used: used_at, gap: Vec::new(), next: used_at, driver: driver_at, doubtful: false };
     if let Some(behind) = behind {
-        if used + n == driver && behind + 1 == driver && !(used..behind).any(|place| is_used(&place)) {
-            return None; // a driver that fills the whole ring and has not marked the first yet
+        standing.doubtful = used + n == driver && behind + 1 == driver && !(used..behind).any(|place| is_used(&place));
+        if standing.doubtful && ring[behind % n].is_blank() {
+            return None; // nobody has ever used that one
         }
         let mut place = used;
         while place <= behind {
@@ -75,6 +79,32 @@ pub(super) fn standing(size: u16, load: impl Fn(u16) -> Descriptor) -> Option<St
         standing.next = position(place);
     }
     Some(standing)
+}
+
+/// The place where the driver makes the next descriptor available, and how many behind that one it has written already. `None`
+/// for a ring that shows no such place.
+fn driver(ring: &[Descriptor]) -> Option<(usize, usize)> {
+    let n = ring.len();
+    let wrap = |index: usize| ring[index].packed_flags() & AVAIL != 0;
+    let is_used = |index: usize| wrap(index) == (ring[index].packed_flags() & USED != 0);
+    // Descriptors that are of another lap than the one before them. The first has another wrap counter in the same lap.
+    let turns = |index: &usize| (wrap(*index) != wrap((index + n - 1) % n)) == (*index != 0);
+    let turns: Vec<usize> = (0..n).filter(turns).take(4).collect();
+    let (index, staged) = match *turns {
+        [index] => (index, 0),
+        [a, b, c] => {
+            // Where the hole is, where what is staged begins, and where that ends.
+            let is_hole = |&(hole, first, end): &(usize, usize, usize)| {
+                let mut staged = (0..(end + n - first) % n).map(|ahead| (first + ahead) % n);
+                (hole + 1) % n == first && is_used(hole) && !staged.any(is_used)
+            };
+            let (hole, first, end) = [(a, b, c), (b, c, a), (c, a, b)].into_iter().find(is_hole)?;
+            (hole, (end + n - first) % n)
+        }
+        _ => return None,
+    };
+    // What stands there is of the lap before.
+    Some((index + if wrap(index) { 3 * n } else { 2 * n }, staged))
 }
 
 /// Whether a base can be right for a driver that stands at `driver`.

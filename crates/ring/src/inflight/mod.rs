@@ -22,7 +22,7 @@ pub(crate) mod packed;
 mod region;
 pub(crate) mod split;
 #[cfg(test)]
-mod tests;
+pub(crate) mod tests;
 
 pub(crate) use region::Region;
 pub use region::inflight_bytes;

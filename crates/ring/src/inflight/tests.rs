@@ -30,6 +30,18 @@ pub(crate) fn may_die() {
     }
 }
 
+/// Does a device's work until it is killed before its store number `life`; whether it was.
+pub(crate) fn is_killed(life: u32, work: impl FnOnce()) -> bool {
+    LIFE.set(Some(life));
+    let killed = catch_unwind(AssertUnwindSafe(work));
+    LIFE.set(None);
+    match killed {
+        Ok(()) => false,
+        Err(cause) if cause.is::<Killed>() => true,
+        Err(cause) => resume_unwind(cause),
+    }
+}
+
 const DATA: u64 = 1 << 16;
 
 struct Scene {
@@ -131,17 +143,10 @@ impl Scene {
 
     /// A device that is killed after `life` stores; whether it was.
     fn live_and_die(&mut self, life: u32) -> bool {
-        LIFE.set(Some(life));
-        let killed = catch_unwind(AssertUnwindSafe(|| {
+        is_killed(life, || {
             let (mut device, _) = self.device();
             self.serve(&mut device, 20);
-        }));
-        LIFE.set(None);
-        match killed {
-            Ok(()) => false,
-            Err(cause) if cause.is::<Killed>() => true,
-            Err(cause) => resume_unwind(cause),
-        }
+        })
     }
 
     /// A last device gives everything back.
