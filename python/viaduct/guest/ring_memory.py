@@ -20,11 +20,12 @@ def used_index(memory_fd: int, queue: Queue) -> int:
 
 
 def held(memory_fd: int, queue: Queue, *, packed: bool) -> list[int]:
-    """The buffers that are the device's: the driver has made them available and was not told that they are used. By head
-    index (split) or id (packed), in order; a packed ring whose driver is in the middle of its work shows none.
+    """The buffers that are the device's: the driver has made them available and was not told that they are used.
 
-    The driver of a packed ring is told in order (virtio 1.2, 2.8.6): used descriptors behind one that is not used are no
-    news to it. A device that is killed in the middle of a batch leaves such, and the next one makes them known.
+    By head index (split) or id (packed), in order; a packed ring whose driver is in the middle of its work
+    shows none. The driver of a packed ring is told in order (virtio 1.2, 2.8.6): used descriptors behind one
+    that is not used are no news to it. A device that is killed in the middle of a batch leaves such, and the
+    next one makes them known.
     """
     if packed:
         ring = os.pread(memory_fd, queue.size * _DESCRIPTOR.size, queue.descriptor_addr)
