@@ -253,9 +253,7 @@ StructT = TypeVar("StructT", bound=msgspec.Struct)
 
 def _convert(struct: type[StructT], fields: Mapping[str, Any]) -> StructT:
     try:
-        return msgspec.convert(
-            {key: _plain(value) for key, value in fields.items()}, struct, strict=True
-        )
+        return msgspec.convert({key: _plain(value) for key, value in fields.items()}, struct, strict=True)
     except msgspec.ValidationError as error:
         problem, _, place = str(error).partition(" - at `$")
         key = tuple(part for part in place.strip("`").strip(".").split(".") if part)

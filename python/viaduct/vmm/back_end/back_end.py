@@ -22,6 +22,8 @@ class BackEnd(ABC):
     """The configuration space; known once it is open."""
     on_config_change: Callable[[], None] | None = None
     """Called when `config` has changed."""
+    on_failure: Callable[[str], None] | None = None
+    """Called with the reason when the device cannot go on until its driver resets it."""
 
     @abstractmethod
     async def open(self, ram: Ram) -> None:

@@ -23,6 +23,7 @@ class InProcessBackEnd(BackEnd):
 
     def __init__(self, device: Device) -> None:
         self.device = device
+        device.transport = self
         self.device_id = device.device_id
         self.features = device.features & ~int(_NOT_FOR_DRIVERS)
         self.queue_sizes = (device.queue_size,) * device.queue_count
@@ -74,3 +75,22 @@ class InProcessBackEnd(BackEnd):
     async def close(self) -> None:
         await self.deactivate()
         self.device.disconnected("the machine has ended")
+
+    # What the device tells its driver (`viaduct.vhost_user.device.Transport`).
+
+    def config_changed(self) -> bool:
+        """The configuration space has changed; returns whether there is somebody to tell."""
+        if self.on_config_change is None:
+            return False
+        self.on_config_change()
+        return True
+
+    def fail_queue(self, index: int, error: str) -> None:
+        """The running queue `index` cannot go on."""
+        if self.on_failure is not None:
+            self.on_failure(f"queue {index}: {error}")
+
+    def disconnect(self, reason: str) -> None:
+        """The memory cannot be used any more."""
+        if self.on_failure is not None:
+            self.on_failure(reason)

@@ -1,0 +1,109 @@
+"""Network cards by one word each: where frames go, and who serves the card.
+
+| `to` | `path=virtio` | `path=vhost` | `path=emulated` |
+|---|---|---|---|
+| `vhost-user:PATH` | rings served by that back-end | - | a card in this process, plugged into that back-end |
+| `switch:NAME` | the same, by a running `viaduct switch` | - | the same |
+| `tap:IF` | rings served by this process | rings served by the kernel | a card in this process, on that interface |
+"""
+
+from __future__ import annotations
+
+import hashlib
+from contextlib import AsyncExitStack
+from pathlib import Path
+
+from viaduct.switch.config import InProcessPort, SwitchConfig, TapPort
+from viaduct.switch.config_error import ConfigError
+from viaduct.switch.control_client import ControlClient
+from viaduct.switch.control_wire import ControlError
+from viaduct.virtio.features import DeviceType, NetFeature
+from viaduct.virtio.net_config import NetConfig
+from viaduct.vmm.back_end import BackEnd
+from viaduct.vmm.config import NicConfig
+from viaduct.vmm.errors import MachineError
+
+_QUEUES = (256, 256)
+_SEVERAL_PAIRS = NetFeature.MQ | NetFeature.CTRL_VQ
+"""Need a control queue, which back-ends leave to the machine."""
+
+
+def mac_of(nic: NicConfig, machine: str, index: int) -> bytes:
+    """The card's address: the one that was given, or one that stays the same for this machine and card."""
+    if nic.mac is not None:
+        return bytes.fromhex(nic.mac.replace(":", "").replace("-", ""))
+    digest = hashlib.sha256(f"{machine}/{index}".encode()).digest()
+    return b"\x52\x54\x00" + digest[:3]
+
+
+async def open_virtio(nic: NicConfig, mac: bytes, machine: str, stack: AsyncExitStack) -> BackEnd:
+    """Whoever will serve this card's rings; `stack` ends what is made for it.
+
+    Raises:
+        MachineError: nobody is there, or what the card names cannot be had.
+    """
+    if nic.path == "vhost":
+        from viaduct.vmm.back_end.vhost_net import VhostNetBackEnd
+
+        return VhostNetBackEnd(nic.target, mac)
+    if nic.kind == "tap":
+        return await _private_switch(nic.target, mac, stack)
+    from viaduct.vmm.back_end.vhost_user import VhostUserBackEnd
+
+    return VhostUserBackEnd(
+        socket_of(nic, machine),
+        DeviceType.NET,
+        _QUEUES,
+        config=NetConfig(mac=mac).pack(),
+        adds=NetFeature.MAC | NetFeature.STATUS,
+        hides=_SEVERAL_PAIRS,
+    )
+
+
+def socket_of(nic: NicConfig, machine: str) -> str:
+    """The vhost-user socket that the card plugs into. Raises `MachineError`."""
+    return nic.target if nic.kind == "vhost-user" else _socket_of_switch(nic.target, machine)
+
+
+async def _private_switch(ifname: str, mac: bytes, stack: AsyncExitStack) -> BackEnd:
+    """A switch of two ports in this process: the guest's card and the interface."""
+    from viaduct.switch.switch import Switch
+    from viaduct.vmm.back_end.in_process import InProcessBackEnd
+
+    try:
+        switch = Switch(SwitchConfig(ports={"guest": InProcessPort(), "interface": TapPort(ifname=ifname)}))
+        await stack.enter_async_context(switch)
+    except ConfigError as error:
+        raise MachineError(f"tap {ifname}: {error.problem}") from error
+    from viaduct.switch.ports.in_process import InProcess
+
+    port = switch.members["guest"]
+    assert isinstance(port, InProcess)
+    device = port.device
+    device.features = device.features & ~int(_SEVERAL_PAIRS) | int(NetFeature.MAC)
+    device.net_config = device.net_config._replace(mac=mac)
+    return InProcessBackEnd(device)
+
+
+def _socket_of_switch(name: str, machine: str) -> str:
+    """The socket of the port `name` of the switch that runs; the port is made if the switch has none of that name."""
+    try:
+        with ControlClient() as switch:
+            ports = {port["name"]: port for port in switch.call("port.list")}
+            if name not in ports:
+                path = str(Path(switch.path).with_name(f"{name}.sock"))
+                switch.call("port.add", name=name, port={"kind": "vhost-user", "path": path})
+                return path
+            port = ports[name]
+    except ControlError as error:
+        raise MachineError(f"switch:{name}: {error}") from error
+    if port["kind"] != "vhost-user":
+        raise MachineError(
+            f"switch:{name}: that port is a {port['kind']} port, into which no machine plugs; name another one, and it "
+            "will be made"
+        )
+    if port.get("peer"):
+        raise MachineError(
+            f"switch:{name}: the port is taken, by pid {port['peer']['pid']}; name another one for machine {machine}"
+        )
+    return str(port["config"]).partition(":")[2].partition(",")[0]

@@ -1,0 +1,154 @@
+"""A virtio device in a machine: the transport that its driver sees, joined to the back-end that serves its queues.
+
+# How it works
+
+A driver's decisions arrive on a vCPU's thread, in the middle of the instruction that wrote a register. They are carried
+out on the machine's asyncio loop, where back-ends live, and the vCPU waits for that, without the interpreter lock. The
+loop never waits for a vCPU in return: stopping and pausing are awaited.
+
+Only decisions come this way - a driver that starts, resets, writes configuration. Buffers do not: the back-end has the
+queues' eventfds from the transport, and shared memory.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Callable, Coroutine, Mapping, Sequence
+from typing import Any, Protocol, TypeVar
+
+from viaduct.vhost_user.device import Vring
+from viaduct.vhost_user.ring import PACKED_START
+from viaduct.virtio.features import DeviceFeature
+from viaduct.vmm.back_end import BackEnd
+from viaduct.vmm.errors import MachineError
+
+log = logging.getLogger("viaduct.vmm")
+
+Result = TypeVar("Result")
+QueueSetup = tuple[int, int, int, int, int, int, int]
+"""Index, size, descriptor, driver and device address, kick and call eventfd: as `viaduct._core` tells of a queue."""
+
+
+class Transport(Protocol):
+    """What the slot needs of `viaduct._core.VirtioMmio` and `VirtioPci`."""
+
+    def config_changed(self, config: bytes) -> None: ...
+
+    def needs_reset(self) -> None: ...
+
+
+class VirtioSlot:
+    """The device `name` of a machine, served by `back_end`. `loop` is the machine's; `report` is told, on the loop, of
+    what somebody should know: a kind of event and a text."""
+
+    def __init__(
+        self, name: str, back_end: BackEnd, loop: asyncio.AbstractEventLoop, report: Callable[[str, str], None]
+    ) -> None:
+        self.name = name
+        self.back_end = back_end
+        self.transport: Transport | None = None
+        """Set by whoever makes it; before the guest runs."""
+        self._loop = loop
+        self._report = report
+        self._features = 0
+        self._queues: tuple[Vring, ...] = ()
+        back_end.on_config_change = self._config_changed
+        back_end.on_failure = self._failed
+
+    # What the transport calls, on the threads of vCPUs.
+
+    def activate(self, features: int, queues: Sequence[QueueSetup]) -> None:
+        """The driver is ready. Raises `MachineError`, whose text becomes the transport's reason to need a reset."""
+        start = PACKED_START if features & DeviceFeature.RING_PACKED else 0
+        vrings = tuple(
+            Vring(index, size, descriptor, driver, device, start, kick, call, None)
+            for index, size, descriptor, driver, device, kick, call in queues
+        )
+        self._on_loop(self._activate(features, vrings))
+
+    def reset(self) -> None:
+        """The driver resets the device: when this returns, no queue is touched any more."""
+        self._on_loop(self._reset())
+
+    def write_config(self, offset: int, data: bytes) -> None:
+        """The driver writes to the configuration space."""
+        self._on_loop(self._write_config(offset, data))
+
+    def driver_error(self, text: str) -> None:
+        """The driver broke a rule."""
+        self._loop.call_soon_threadsafe(self._report, "driver-error", f"{self.name}: {text}")
+
+    # What the machine calls, on the loop.
+
+    async def suspend(self) -> dict[int, int]:
+        """Stops the queues, for a snapshot; returns where they stand. Raises `MachineError`."""
+        return dict(await self.back_end.deactivate())
+
+    async def resume(self, features: int, queues: Sequence[QueueSetup], bases: Mapping[int, int]) -> None:
+        """Starts queues where they stand. Raises `MachineError`."""
+        vrings = tuple(
+            Vring(index, size, descriptor, driver, device, bases[index], kick, call, None)
+            for index, size, descriptor, driver, device, kick, call in queues
+        )
+        await self._activate(features, vrings)
+
+    async def resume_suspended(self, bases: Mapping[int, int]) -> None:
+        """Undoes `suspend`. Raises `MachineError`."""
+        if self._queues:
+            vrings = [_with_base(vring, bases[vring.index]) for vring in self._queues]
+            await self.back_end.activate(self._features, vrings)
+
+    async def close(self) -> None:
+        """Lets go of the back-end."""
+        await self.back_end.close()
+
+    async def _activate(self, features: int, vrings: tuple[Vring, ...]) -> None:
+        try:
+            await self.back_end.activate(features, vrings)
+        except MachineError as error:
+            self._report("device-failed", f"{self.name}: {error}")
+            raise
+        self._features, self._queues = features, vrings
+
+    async def _reset(self) -> None:
+        self._queues = ()
+        try:
+            await self.back_end.deactivate()
+        except MachineError as error:
+            self._report("device-failed", f"{self.name}: {error}")
+        self.back_end.reset()
+
+    async def _write_config(self, offset: int, data: bytes) -> None:
+        self.back_end.write_config(offset, data)
+
+    def _config_changed(self) -> None:
+        if self.transport is not None:
+            self.transport.config_changed(self.back_end.config)
+
+    def _failed(self, reason: str) -> None:
+        self._report("device-failed", f"{self.name}: {reason}")
+        if self.transport is not None:
+            self.transport.needs_reset()
+
+    def _on_loop(self, work: Coroutine[Any, Any, Result]) -> Result:
+        try:
+            future = asyncio.run_coroutine_threadsafe(work, self._loop)
+        except RuntimeError:  # The machine has ended.
+            work.close()
+            raise MachineError("the machine has ended") from None
+        return future.result()
+
+
+def _with_base(vring: Vring, base: int) -> Vring:
+    return Vring(
+        vring.index,
+        vring.size,
+        vring.descriptor_addr,
+        vring.driver_addr,
+        vring.device_addr,
+        base,
+        vring.kick_fd,
+        vring.call_fd,
+        vring.err_fd,
+    )
