@@ -14,7 +14,7 @@ export PYO3_PYTHON := $(abspath $(BIN)/python)
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test dev lint unit interop rust-test rust-peers bench bench-quick bench-reliability bench-instructions soak soak-short fuzz fuzz-short docs-check format clean distclean
+.PHONY: help demo test dev lint unit interop lab lab-shell rust-test rust-peers bench bench-quick bench-reliability bench-instructions soak soak-short fuzz fuzz-short docs-check format clean distclean
 
 help: ## what there is to make
 	@echo 'Viaduct: a user-space virtual switch and hypervisor. See README.md.'
@@ -34,6 +34,7 @@ test: dev $(VENV)/lint.env ## every check: lint, Rust tests, Python tests, tests
 		'rust-peers=$(MAKE) --no-print-directory rust-peers' \
 		'instructions=$(MAKE) --no-print-directory bench-instructions' \
 		'unit=$(MAKE) --no-print-directory unit' 'interop=$(MAKE) --no-print-directory interop' \
+		'lab=$(MAKE) --no-print-directory lab' \
 		'soak=$(MAKE) --no-print-directory soak-short' \
 		'fuzz=$(MAKE) --no-print-directory fuzz-short'
 
@@ -64,6 +65,12 @@ unit: dev ## Python tests that need nothing but this package
 
 interop: dev ## tests with peers nobody here wrote: QEMU, DPDK, Open vSwitch
 	$(BIN)/pytest tests/interop $(PYTEST)
+
+lab: dev ## tests that need hardware virtualization, vhost-net, an IOMMU: in an emulated machine that has them (docs/lab.md)
+	$(BIN)/pytest tests/lab $(PYTEST)
+
+lab-shell: dev ## a shell in that machine
+	@PYTHONPATH=tests $(BIN)/python -m lab shell
 
 soak: dev ## kills, upgrades, churn, storms: the full counts, for hours (docs/reliability.md); PYTEST='-k killed' for some
 	@setup/debian_packages.sh

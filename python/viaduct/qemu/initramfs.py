@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import stat
+from pathlib import PurePosixPath
 
 DIRECTORIES = ("bin", "dev", "proc", "sys", "tmp", "modules")
 
 
 def initramfs(files: dict[str, bytes], links: dict[str, str]) -> bytes:
-    """The archive: files by path, which are executable, and symbolic links."""
+    """The archive: files by path, which are executable, symbolic links, and the directories that they are in."""
     archive = bytearray()
 
     def add(name: str, mode: int, content: bytes, device: tuple[int, int] = (0, 0)) -> None:
@@ -18,7 +19,8 @@ def initramfs(files: dict[str, bytes], links: dict[str, str]) -> bytes:
         archive.extend(content)
         archive.extend(bytes(-len(archive) % 4))
 
-    for name in DIRECTORIES:
+    parents = {str(parent) for name in (*files, *links) for parent in PurePosixPath(name).parents} - {"."}
+    for name in sorted(parents.union(DIRECTORIES)):
         add(name, stat.S_IFDIR | 0o755, b"")
     add("dev/console", stat.S_IFCHR | 0o600, b"", (5, 1))
     for name, content in files.items():

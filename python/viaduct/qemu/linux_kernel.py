@@ -77,15 +77,24 @@ def run(command: list[str], package: str, cwd: Path | None = None) -> None:
 
 
 def uncompressed(image: bytes) -> bytes:
-    """The ELF kernel inside a bzImage, or the bzImage itself where its compression is not one that Python knows.
+    """The ELF kernel inside a bzImage, or the bzImage itself where its compression is neither xz nor zstd.
 
-    The offsets are those of the x86 boot protocol's header: setup_sects, payload_offset, payload_length.
+    The offsets are those of the x86 boot protocol's header: setup_sects, payload_offset, payload_length. Behind the
+    compressed kernel the payload ends with four bytes that tell its size.
     """
     start = ((image[0x1F1] or 4) + 1) * 512 + int.from_bytes(image[0x248:0x24C], "little")
     payload = image[start : start + int.from_bytes(image[0x24C:0x250], "little")]
     if payload.startswith(b"\xfd7zXZ"):
         return lzma.LZMADecompressor().decompress(payload)
+    if payload.startswith(b"\x28\xb5\x2f\xfd"):
+        return _zstd(payload[:-4], "the kernel")
     return image
+
+
+def _zstd(content: bytes, what: str) -> bytes:
+    if shutil.which("zstd") is None:
+        raise LinuxImageError(f"no zstd here to unpack {what}: apt-get install zstd")
+    return subprocess.run(["zstd", "-dcq"], input=content, capture_output=True, check=True).stdout
 
 
 def plain_name(module: Path) -> str:
@@ -118,9 +127,7 @@ def read_module(file: Path) -> bytes:
     if file.suffix == ".xz":
         content = lzma.decompress(content)
     elif file.suffix == ".zst":
-        if shutil.which("zstd") is None:
-            raise LinuxImageError(f"no zstd here to unpack {file.name}: apt-get install zstd")
-        content = subprocess.run(["zstd", "-dcq", str(file)], capture_output=True, check=True).stdout
+        content = _zstd(content, file.name)
     if content.endswith(SIGNATURE):
         length = int.from_bytes(content[-len(SIGNATURE) - 4 : -len(SIGNATURE)], "big")
         content = content[: -len(SIGNATURE) - 12 - length]
