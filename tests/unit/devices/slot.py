@@ -120,6 +120,11 @@ class Ring:
             if not self.core.enable_notifications():
                 return
 
+    def arrived(self) -> int:
+        """How many buffers have come back and were not asked for."""
+        self.collect()
+        return len(self.used)
+
     async def next_used(self) -> tuple[int, bytes]:
         """The next buffer that comes back."""
         async with asyncio.timeout(PATIENCE):
