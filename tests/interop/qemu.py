@@ -251,6 +251,10 @@ class Guest:
         """Wait until a ping is answered, as after a link that comes back."""
         wait_until(lambda: self.ask(f"ping -c 1 -W 1 {address}").status == 0, f"{self.name} reaches {address}", seconds)
 
+    def wait_reached(self, address: str, port: int = 5001, seconds: float = PATIENCE) -> None:
+        """Wait until a guest that serves transfers answers, asked every 20 ms: as soon as frames pass both ways."""
+        self.run(f"transfer reach {address} {port} 20", seconds)
+
     def serve_transfers(self, port: int = 5001) -> None:
         """Accept the transfers of other guests."""
         self.run(f"transfer serve {port} >/tmp/serve.log 2>&1 &")

@@ -9,6 +9,7 @@
  *   transfer pump HOST PORT FILE KIB           one TCP stream, KIB kibibytes every 20 ms, until FILE exists; status 0 if all
  *                                              arrived right
  *   transfer echo HOST PORT COUNT SIZE         COUNT datagrams of SIZE bytes, one after the other, each compared when it returns
+ *   transfer reach HOST PORT MILLISECONDS      a datagram every so often, until one of them returns
  *   transfer sniff INTERFACE MILLISECONDS      what the driver hands to the kernel: frames, longest, and those whose virtio-net
  *                                              header still asks for a checksum or for segmentation; SIGTERM ends it early
  */
@@ -284,6 +285,22 @@ static int echo(const char *host, int port, int count, size_t size)
 	return 0;
 }
 
+static int reach(const char *host, int port, int milliseconds)
+{
+	struct sockaddr_storage to;
+	socklen_t length = address(&to, host, port);
+	char datagram = 0;
+	int fd = socket(to.ss_family, SOCK_DGRAM, 0);
+	struct pollfd ready = { .fd = fd, .events = POLLIN };
+	do {
+		/* An error says that the link is down, or that an earlier datagram was refused. */
+		sendto(fd, &datagram, sizeof datagram, 0, (void *)&to, length);
+		if (poll(&ready, 1, milliseconds) < 0)
+			fail("poll");
+	} while (!(ready.revents & POLLIN) || recv(fd, &datagram, sizeof datagram, 0) < 0);
+	return 0;
+}
+
 static volatile sig_atomic_t enough;
 
 static void stop_sniffing(int signal)
@@ -352,9 +369,11 @@ int main(int count, char **arguments)
 		return pump(arguments[2], atoi(arguments[3]), arguments[4], (size_t)atoi(arguments[5]) * 1024);
 	if (count == 6 && !strcmp(arguments[1], "echo"))
 		return echo(arguments[2], atoi(arguments[3]), atoi(arguments[4]), atoi(arguments[5]));
+	if (count == 5 && !strcmp(arguments[1], "reach") && atoi(arguments[4]) > 0)
+		return reach(arguments[2], atoi(arguments[3]), atoi(arguments[4]));
 	if (count == 4 && !strcmp(arguments[1], "sniff"))
 		return sniff(arguments[2], atoi(arguments[3]));
 	fputs("usage: transfer serve PORT | park PORT FILE | send HOST PORT MIB FLOWS | pump HOST PORT FILE KIB | echo HOST PORT COUNT SIZE | "
-	      "sniff INTERFACE MILLISECONDS\n", stderr);
+	      "reach HOST PORT MILLISECONDS | sniff INTERFACE MILLISECONDS\n", stderr);
 	return 2;
 }
