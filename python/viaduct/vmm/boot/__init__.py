@@ -7,7 +7,7 @@ other vCPUs wait for the kernel to start them. Needs memory, no engine. The modu
 - `acpi` (with `dsdt` in `aml`) and `mp_tables` describe the machine (`platform`);
 - `bzimage`, `linux_elf`, `pvh`, `multiboot` and `flat` are the protocols, `elf`, `payload`, `zero_page` and `e820`
   their parts;
-- `ram` knows what is where, `low_memory` where the loader puts its own;
+- `placement` knows what is where, `low_memory` where the loader puts its own;
 - `entry_modes` makes the `cpu_state`.
 """
 

@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from viaduct.vmm.boot.image import Image
-from viaduct.vmm.boot.ram import Ram
+from viaduct.vmm.boot.placement import Placement
 
 MAGIC = b"\x7fELF"
 I386, X86_64 = 3, 62
@@ -66,7 +66,7 @@ class Elf:
                     break
                 yield data[name : name + name_size].rstrip(b"\0"), kind, data[content : content + size]
 
-    def load(self, ram: Ram, entry: int) -> int:
+    def load(self, ram: Placement, entry: int) -> int:
         """Put all segments into RAM and return the end of the highest.
 
         Raises BootError where one does not fit, or `entry` is in none.

@@ -22,7 +22,7 @@ from viaduct.vmm.boot.cpu_state import (
     Segment,
     Table,
 )
-from viaduct.vmm.boot.ram import Ram
+from viaduct.vmm.boot.placement import Placement
 from viaduct.vmm.memory_map import GIB, MIB, PAGE
 
 PRESENT, WRITABLE, LARGE = 1 << 0, 1 << 1, 1 << 7
@@ -30,7 +30,7 @@ FIRST_DISK = 0x80
 INTERRUPT_VECTORS = Table(0, 0x3FF)
 
 
-def long_mode(ram: Ram, rip: int, *, rsi: int) -> CpuState:
+def long_mode(ram: Placement, rip: int, *, rsi: int) -> CpuState:
     """64-bit mode with the first 4 GiB mapped to themselves: how boot.rst, "64-bit Boot Protocol", enters Linux."""
     return CpuState(
         rip=rip,
@@ -45,7 +45,7 @@ def long_mode(ram: Ram, rip: int, *, rsi: int) -> CpuState:
     )
 
 
-def protected_mode(ram: Ram, rip: int, *, rax: int = 0, rbx: int) -> CpuState:
+def protected_mode(ram: Placement, rip: int, *, rax: int = 0, rbx: int) -> CpuState:
     """32-bit mode without paging: how PVH and multiboot enter kernels."""
     return CpuState(rip=rip, rax=rax, rbx=rbx, cs=CODE_32, data=DATA_32, gdt=_gdt(ram, CODE_32), cr0=CR0_PE | CR0_ET)
 
@@ -61,14 +61,14 @@ def real_mode(address: int) -> CpuState:
     return CpuState(rip=address - base, rsp=address - base or 0xFFF0, rdx=0x80, cs=code, data=data, idt=Table(0, 0x3FF))
 
 
-def _gdt(ram: Ram, code: Segment) -> Table:
+def _gdt(ram: Placement, code: Segment) -> Table:
     """Descriptors at their selectors: code at 0x10, data at 0x18 (boot.rst asks for these), the task's at 0x20."""
     table = struct.pack("<6Q", 0, 0, code.descriptor(), DATA_32.descriptor(), TASK.descriptor(), 0)
     ram.place(low_memory.GDT, table, "the GDT")
     return Table(low_memory.GDT, len(table) - 1)
 
 
-def _identity_map(ram: Ram) -> int:
+def _identity_map(ram: Placement) -> int:
     """Page tables of 2 MiB pages for the first 4 GiB; their address for CR3 (Intel SDM 3, 4.5)."""
     directories = 4
     pointers = low_memory.PAGE_TABLES + PAGE

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from viaduct.vmm.errors import MachineError
 
-class BootError(Exception):
+
+class BootError(MachineError):
     """A kernel, initrd, command line or memory size that a machine cannot be started with.
 
     The message names the file, what was found, what is allowed and what to do about it; `subject` is the file or the

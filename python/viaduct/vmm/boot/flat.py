@@ -9,14 +9,14 @@ from viaduct.vmm.boot.cpu_state import CpuState
 from viaduct.vmm.boot.entry_modes import real_mode
 from viaduct.vmm.boot.errors import BootError
 from viaduct.vmm.boot.image import Image
-from viaduct.vmm.boot.ram import Ram
+from viaduct.vmm.boot.placement import Placement
 from viaduct.vmm.memory_map import EXTENDED_START
 
 BOOT_SECTOR = 0x7C00
 """Where a BIOS puts the first sector of a disk."""
 
 
-def load_flat(ram: Ram, image: Image, address: int) -> CpuState:
+def load_flat(ram: Placement, image: Image, address: int) -> CpuState:
     """Put the file at an address of the first MiB. Raises BootError where it does not fit."""
     if not 0 <= address < EXTENDED_START or (address >= 0x1_0000 and address % 16):
         raise BootError(

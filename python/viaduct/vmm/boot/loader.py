@@ -18,9 +18,9 @@ from viaduct.vmm.boot.linux_elf import load_linux_elf
 from viaduct.vmm.boot.mp_tables import mp_tables
 from viaduct.vmm.boot.multiboot import find_header, load_multiboot
 from viaduct.vmm.boot.payload import unpack
+from viaduct.vmm.boot.placement import Placement
 from viaduct.vmm.boot.platform import Platform
 from viaduct.vmm.boot.pvh import load_pvh, pvh_entry
-from viaduct.vmm.boot.ram import Ram
 from viaduct.vmm.boot.request import BootRequest
 from viaduct.vmm.memory_map import EXTENDED_START, MIB, VIRTIO_MMIO_SIZE, virtio_mmio_slot
 
@@ -67,7 +67,7 @@ def load(
     protocol, _, place = boot.partition(":")
     if protocol not in PROTOCOLS or (place and protocol != "flat"):
         raise BootError(f"--boot {boot}", "is no way of booting", f"allowed: {', '.join(PROTOCOLS)} (flat:ADDRESS)")
-    ram = Ram(memory)
+    ram = Placement(memory)
     with ExitStack() as files:
         image = files.enter_context(Image.open(kernel, "--kernel"))
         if protocol == "flat":
@@ -125,7 +125,7 @@ def _no_kernel(image: Image, start: bytes) -> BootError:
     )
 
 
-def _flat(ram: Ram, image: Image, place: str, initrd: str | Path | None, command_line: str) -> CpuState:
+def _flat(ram: Placement, image: Image, place: str, initrd: str | Path | None, command_line: str) -> CpuState:
     try:
         address = int(place, 0) if place else BOOT_SECTOR
     except ValueError:
@@ -145,7 +145,7 @@ def _with_devices(command_line: str, platform: Platform) -> str:
     return " ".join(filter(None, (command_line, *devices)))
 
 
-def _place_tables(ram: Ram, platform: Platform) -> int:
+def _place_tables(ram: Placement, platform: Platform) -> int:
     """Put MP and ACPI tables into RAM. Returns the address of the RSDP; 0 if there are no ACPI tables."""
     ram.place(low_memory.MP_TABLES, mp_tables(platform, low_memory.MP_TABLES), "the MP tables")
     if not platform.acpi:

@@ -7,8 +7,8 @@ from dataclasses import dataclass
 from viaduct.vmm.boot import low_memory
 from viaduct.vmm.boot.errors import BootError
 from viaduct.vmm.boot.image import Image
+from viaduct.vmm.boot.placement import Placement
 from viaduct.vmm.boot.platform import Platform
-from viaduct.vmm.boot.ram import Ram
 
 LINUX_COMMAND_LINE_MAX = 2047
 """What Linux on x86 takes where no header says it: COMMAND_LINE_SIZE without the zero at its end."""
@@ -18,7 +18,7 @@ LINUX_COMMAND_LINE_MAX = 2047
 class BootRequest:
     """A kernel, what it is given, and the machine."""
 
-    ram: Ram
+    ram: Placement
     kernel: Image
     initrd: Image | None
     command_line: str

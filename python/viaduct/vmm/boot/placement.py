@@ -18,8 +18,8 @@ class Claim(NamedTuple):
     what: str
 
 
-class Ram:
-    """RAM whose addresses are claimed before they are written."""
+class Placement:
+    """The addresses of RAM, claimed before they are written."""
 
     def __init__(self, memory: GuestMemory) -> None:
         self._memory = memory
