@@ -3,6 +3,9 @@
 from collections.abc import Sequence
 from typing import Any, Literal, final
 
+from viaduct._core_vmm import BusDevice as BusDevice
+from viaduct._core_vmm import Vm as Vm
+
 VERSION: str
 
 @final

@@ -9,6 +9,7 @@ mod sandbox;
 mod switch;
 mod trace;
 mod traffic;
+mod vmm;
 
 use pyo3::prelude::*;
 
@@ -35,4 +36,6 @@ mod _core {
     use super::trace::{Trace, queue_states, taken_address, trace_port, untrace_port};
     #[pymodule_export]
     use super::traffic::{TrafficSink, TrafficSource};
+    #[pymodule_export]
+    use super::vmm::{BusDevice, Vm};
 }

@@ -13,5 +13,8 @@
 
 pub mod bus;
 pub mod engine;
+pub mod exits;
+pub mod machine;
 pub mod platform;
+mod vcpu_thread;
 pub mod virtio;

@@ -1,9 +1,19 @@
 //! What everything above an engine may know of it.
 //!
-//! An engine gives a machine memory, interrupts and doorbells ([`Vm`]) and processors. KVM is one; a software CPU can be
-//! another, because nothing here speaks of how the guest's instructions are executed.
+//! An engine gives a machine memory, interrupts and doorbells ([`Vm`]) and processors ([`Vcpu`]). KVM is one; a software
+//! CPU can be another, because nothing here speaks of how the guest's instructions are executed.
 
+pub mod kvm;
+mod registers;
+mod vcpu;
+
+use std::sync::Arc;
+
+use viaduct_memory::GuestMemory;
 use vmm_sys_util::eventfd::EventFd;
+
+pub use registers::{NAMES, Registers, Segment, Table};
+pub use vcpu::{Exit, Kick, Vcpu};
 
 /// Why an engine refused.
 #[derive(Debug, thiserror::Error)]
@@ -20,6 +30,35 @@ pub enum EngineError {
     /// The engine cannot do it, on this host or at all.
     #[error("{0}")]
     Unsupported(String),
+    /// What was asked for makes no sense.
+    #[error("{0}")]
+    Invalid(String),
+}
+
+impl EngineError {
+    /// The host's kernel refused `what`.
+    pub fn system(what: impl Into<String>, source: impl Into<std::io::Error>) -> EngineError {
+        EngineError::System { what: what.into(), source: source.into() }
+    }
+}
+
+/// Where the guest's interrupt controllers are.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Interrupts {
+    /// All in the engine: local APICs, IOAPIC, PICs, and the interval timer.
+    Engine,
+    /// The local APICs in the engine, the IOAPIC in this process; no PICs.
+    Split,
+    /// There are none.
+    None,
+}
+
+/// What an engine gives for a machine.
+pub struct Parts {
+    /// The machine without processors.
+    pub vm: Arc<dyn OwnedVm>,
+    /// Its processors by number.
+    pub vcpus: Vec<Box<dyn Vcpu>>,
 }
 
 /// A message-signalled interrupt: a write of `data` to `address` (PCI 3.0, 6.8).
@@ -94,4 +133,14 @@ pub trait Vm: Send + Sync {
     /// [`EngineError::Unsupported`] if this engine has no doorbells: then the write arrives on the bus, and its device
     /// signals the event itself.
     fn attach_doorbell(&self, doorbell: Doorbell, event: &EventFd) -> Result<Box<dyn Attachment>, EngineError>;
+}
+
+/// A virtual machine as its owner sees it.
+pub trait OwnedVm: Vm {
+    /// From now on the guest's physical memory is `memory`. Regions that were there before keep their contents and may be
+    /// in use by running processors.
+    ///
+    /// # Errors
+    /// [`EngineError`]: the memory is the old one.
+    fn set_memory(&self, memory: &GuestMemory) -> Result<(), EngineError>;
 }

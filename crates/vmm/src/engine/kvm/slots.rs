@@ -1,0 +1,136 @@
+//! Memory slots: which of the guest's physical addresses are which of ours.
+//!
+//! A slot is a region of [`GuestMemory`] under a number. Regions come and go while the guest runs (a hot-plugged DIMM, a
+//! window of a device), and a new memory is most often the old one with one region more or less: slots of regions that
+//! stay are left alone, because changing one makes KVM forget its translations.
+
+use kvm_bindings::kvm_userspace_memory_region;
+use kvm_ioctls::VmFd;
+use viaduct_memory::{GuestMemory, RegionCache, RegionSpec};
+
+use crate::engine::EngineError;
+
+const PAGE: u64 = 4096;
+
+/// One region that KVM knows.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct Slot {
+    number: u32,
+    guest: u64,
+    size: u64,
+    host: u64,
+}
+
+impl Slot {
+    fn region(&self, flags: u32) -> kvm_userspace_memory_region {
+        kvm_userspace_memory_region {
+            slot: self.number,
+            flags,
+            guest_phys_addr: self.guest,
+            memory_size: self.size,
+            userspace_addr: self.host,
+        }
+    }
+}
+
+/// All slots, and the memory that they show to the guest: it stays mapped as long as this is there.
+pub(super) struct Slots {
+    max: usize,
+    slots: Vec<Slot>,
+    memory: GuestMemory,
+}
+
+impl Slots {
+    pub(super) fn new(max: usize) -> Slots {
+        Slots { max, slots: Vec::new(), memory: GuestMemory::new() }
+    }
+
+    /// Makes KVM's slots those of `memory`.
+    pub(super) fn set(&mut self, fd: &VmFd, memory: &GuestMemory) -> Result<(), EngineError> {
+        let wanted = memory.regions().map(|region| place(memory, region)).collect::<Result<Vec<_>, _>>()?;
+        if wanted.is_empty() {
+            return Err(EngineError::Invalid("a machine needs memory: there is no region".into()));
+        }
+        if wanted.len() > self.max {
+            let (found, max) = (wanted.len(), self.max);
+            return Err(EngineError::Invalid(format!("{found} regions of memory: this KVM allows {max}")));
+        }
+        let (stay, go): (Vec<Slot>, Vec<Slot>) =
+            self.slots.iter().partition(|slot| wanted.contains(&(slot.guest, slot.size, slot.host)));
+        for slot in &go {
+            apply(fd, &Slot { size: 0, ..*slot })?;
+        }
+        self.slots = stay;
+        for (guest, size, host) in wanted {
+            if self.slots.iter().any(|slot| (slot.guest, slot.size, slot.host) == (guest, size, host)) {
+                continue;
+            }
+            let number = (0..).find(|number| self.slots.iter().all(|slot| slot.number != *number)).unwrap_or(u32::MAX);
+            let slot = Slot { number, guest, size, host };
+            if let Err(error) = apply(fd, &slot) {
+                self.restore(fd, &go);
+                return Err(error);
+            }
+            self.slots.push(slot);
+        }
+        self.memory = memory.clone();
+        Ok(())
+    }
+
+    /// The byte at a guest-physical address, if there is memory.
+    pub(super) fn byte(&self, addr: u64) -> Option<u8> {
+        let mut byte = [0];
+        let span = self.memory.translate(&mut RegionCache::default(), addr, 1)?;
+        // SAFETY: `self.memory` keeps it alive, and the span is one byte long.
+        unsafe { span.read(0, &mut byte) };
+        Some(byte[0])
+    }
+
+    /// Puts the slots back that were there before a change that failed. The old memory is still mapped.
+    fn restore(&mut self, fd: &VmFd, gone: &[Slot]) {
+        let old = |slot: &Slot| {
+            let mut cache = RegionCache::default();
+            let span = self.memory.translate(&mut cache, slot.guest, 1);
+            span.is_some_and(|span| span.as_ptr() as u64 == slot.host)
+        };
+        let (stay, new): (Vec<Slot>, Vec<Slot>) = self.slots.iter().copied().partition(old);
+        for slot in new {
+            // What KVM has just taken it also gives back.
+            let _ = apply(fd, &Slot { size: 0, ..slot });
+        }
+        self.slots = stay;
+        for slot in gone {
+            if apply(fd, slot).is_ok() {
+                self.slots.push(*slot);
+            }
+        }
+    }
+}
+
+/// Guest address, size and address in this process of a region, as KVM can take it.
+fn place(memory: &GuestMemory, region: &RegionSpec) -> Result<(u64, u64, u64), EngineError> {
+    let RegionSpec { guest_addr, size, .. } = *region;
+    if guest_addr % PAGE != 0 || size % PAGE != 0 {
+        return Err(EngineError::Invalid(format!(
+            "{size:#x} bytes of memory at guest address {guest_addr:#x}: both must be multiples of {PAGE:#x}"
+        )));
+    }
+    let span = memory.translate(&mut RegionCache::default(), guest_addr, 1);
+    let host = span.map(|span| span.as_ptr() as u64).filter(|host| host % PAGE == 0);
+    let host = host.ok_or_else(|| {
+        EngineError::Invalid(format!("the memory at guest address {guest_addr:#x} is not at a whole page of its file"))
+    })?;
+    Ok((guest_addr, size, host))
+}
+
+fn apply(fd: &VmFd, slot: &Slot) -> Result<(), EngineError> {
+    let region = slot.region(0);
+    // SAFETY: the region is one of the mappings of `Slots::memory`, or about to be, which outlives the slot.
+    unsafe { fd.set_user_memory_region(region) }.map_err(|error| {
+        let Slot { number, guest, size, .. } = slot;
+        EngineError::system(
+            format!("KVM_SET_USER_MEMORY_REGION of slot {number}, {size:#x} bytes at guest address {guest:#x}"),
+            error,
+        )
+    })
+}

@@ -1,0 +1,115 @@
+//! A processor as the machine sees it: it runs until it needs something.
+
+use super::{EngineError, Registers};
+
+/// Why a processor stopped executing instructions.
+///
+/// Data of an access is where the processor will look for it, or has left it: the access completes when it runs again.
+#[derive(Debug)]
+pub enum Exit<'a> {
+    /// `IN` or `INS`: `data` holds one or more accesses of `width` bytes, all to one port.
+    PortRead {
+        /// The port.
+        port: u16,
+        /// Bytes of one access: 1, 2 or 4.
+        width: usize,
+        /// Where the answers go.
+        data: &'a mut [u8],
+    },
+    /// `OUT` or `OUTS`, in the same form.
+    PortWrite {
+        /// The port.
+        port: u16,
+        /// Bytes of one access: 1, 2 or 4.
+        width: usize,
+        /// What is written.
+        data: &'a [u8],
+    },
+    /// A load from an address without memory.
+    Read {
+        /// The guest-physical address.
+        address: u64,
+        /// Where the answer goes, 1 to 8 bytes.
+        data: &'a mut [u8],
+    },
+    /// A store to an address without memory.
+    Write {
+        /// The guest-physical address.
+        address: u64,
+        /// What is written, 1 to 8 bytes.
+        data: &'a [u8],
+    },
+    /// Somebody asked for it ([`Kick`]), or a signal came: nothing is left to complete.
+    Interrupted,
+    /// `HLT`, and the engine has no interrupt controller that could end it.
+    Halt,
+    /// An exception in the handling of a double fault: the processor is in shutdown state (Intel SDM 3, 6.15).
+    TripleFault,
+    /// The guest asked the hypervisor to shut down or reset, or told it of a crash.
+    SystemEvent {
+        /// What kind, in the engine's numbering.
+        kind: u32,
+        /// What came with it.
+        data: Vec<u64>,
+    },
+    /// The guest acknowledged a level-triggered interrupt of an IOAPIC that is not in the engine.
+    EndOfInterrupt {
+        /// The vector.
+        vector: u8,
+    },
+    /// A breakpoint or a single step of the debugger.
+    Debug {
+        /// Where.
+        address: u64,
+        /// The value of DR6 (Intel SDM 3, 17.2.3).
+        dr6: u64,
+    },
+    /// The engine cannot go on.
+    Failed(String),
+}
+
+/// Makes a processor's [`Vcpu::run`] return. Any thread may call.
+pub trait Kick: Send + Sync {
+    /// From now on, and until [`clear`](Kick::clear), `run` returns [`Exit::Interrupted`] at once, after it has
+    /// completed the access that it returned with before. A `run` in progress returns.
+    fn kick(&self);
+
+    /// Lets the processor run again.
+    fn clear(&self);
+}
+
+/// One processor. Only one thread at a time calls; which one, [`bind`](Vcpu::bind) says.
+pub trait Vcpu: Send {
+    /// The calling thread is the one that runs this processor from now on.
+    ///
+    /// # Errors
+    /// [`EngineError`].
+    fn bind(&mut self) -> Result<(), EngineError>;
+
+    /// What interrupts it; one for all calls.
+    fn kicker(&self) -> Box<dyn Kick>;
+
+    /// Executes the guest's instructions until one of them needs an answer.
+    ///
+    /// # Errors
+    /// [`EngineError`]: the engine itself failed.
+    fn run(&mut self) -> Result<Exit<'_>, EngineError>;
+
+    /// The architectural registers.
+    ///
+    /// # Errors
+    /// [`EngineError`].
+    fn registers(&self) -> Result<Registers, EngineError>;
+
+    /// The guest-physical address that the guest's page tables give for a linear one now.
+    fn translate(&self, linear: u64) -> Option<u64>;
+
+    /// The bytes of the instruction at a linear address, at most 15, as many as there is memory for.
+    fn code_at(&self, linear: u64) -> Vec<u8>;
+
+    /// Changes the architectural registers.
+    ///
+    /// # Errors
+    /// [`EngineError`], if no processor can be in such a state.
+    fn set_registers(&mut self, registers: &Registers) -> Result<(), EngineError>;
+}

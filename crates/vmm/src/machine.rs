@@ -1,0 +1,318 @@
+//! A machine that runs: processors on threads, two buses, and who is told what happens.
+//!
+//! # Theory of operation
+//!
+//! Each vCPU is a thread ([`crate::vcpu_thread`]) that runs the guest and answers its exits. What all of them shall do is
+//! one word, [`Wish`]: run, pause, or stop. Whoever changes it then kicks every vCPU; a thread looks at the word each time
+//! before it enters the guest, so a kick is never lost. A thread that shall pause first completes the access it is in the
+//! middle of, so that the registers of a paused vCPU are those between two instructions. Then it lets go of its vCPU and is
+//! counted as *parked*: when all are, the machine is paused, its owner is told, and registers may be read and changed by
+//! any thread until it is resumed.
+//!
+//! Nothing here waits for a guest except [`Machine::wait_paused`] and [`Machine::stop`], which wait for a device's answer at
+//! most.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU8, Ordering};
+use std::thread::JoinHandle;
+use std::time::{Duration, Instant};
+
+use parking_lot::{Condvar, Mutex, MutexGuard};
+
+use crate::bus::Bus;
+use crate::engine::{EngineError, Kick, OwnedVm, Parts, Vcpu, Vm};
+use crate::exits::ExitTable;
+use crate::vcpu_thread;
+
+/// What the owner of a machine is told.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Event {
+    /// All vCPUs are parked.
+    Paused,
+    /// The vCPU has executed HLT in a machine without interrupts; it goes on behind it when the machine is resumed.
+    Halted,
+    /// The vCPU met an exception in the handling of a double fault. The machine pauses.
+    TripleFault {
+        /// Where, and what is there.
+        at: Place,
+    },
+    /// The guest told the hypervisor to shut down, to reset, or that it has crashed. The machine pauses.
+    SystemEvent {
+        /// What kind, in the engine's numbering.
+        kind: u32,
+        /// What came with it.
+        data: Vec<u64>,
+    },
+    /// The engine cannot go on with this vCPU. The machine pauses.
+    Failed {
+        /// Why.
+        reason: String,
+        /// Where, and what is there.
+        at: Place,
+    },
+    /// A breakpoint or a single step. The machine pauses.
+    Debug {
+        /// The linear address.
+        address: u64,
+        /// The value of DR6.
+        dr6: u64,
+    },
+}
+
+/// Where a vCPU was.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Place {
+    /// The linear address of the next instruction.
+    pub address: u64,
+    /// Registers in the form `rip=0x7c00`, those that say most.
+    pub registers: Vec<(&'static str, u64)>,
+    /// The bytes at that address, as many as could be read.
+    pub code: Vec<u8>,
+}
+
+/// Who is told.
+pub trait Owner: Send + Sync {
+    /// Called by vCPU threads, with nothing locked. It may ask for a pause, and must not wait for one.
+    fn event(&self, vcpu: usize, event: Event);
+}
+
+/// What the vCPUs shall do.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(u8)]
+pub(crate) enum Wish {
+    Run,
+    Pause,
+    Stop,
+}
+
+/// What changes when the wish does.
+pub(crate) struct State {
+    wish: Wish,
+    /// vCPU threads that wait.
+    parked: usize,
+    /// Counts resumes, for vCPUs that wait for the next one.
+    resumes: u64,
+}
+
+/// One vCPU, wherever it is.
+pub(crate) struct Processor {
+    /// Held by its thread while it runs.
+    pub(crate) vcpu: Mutex<Box<dyn Vcpu>>,
+    pub(crate) kick: Box<dyn Kick>,
+    pub(crate) exits: ExitTable,
+}
+
+/// What the threads share.
+pub(crate) struct Shared {
+    pub(crate) ports: Arc<Bus>,
+    pub(crate) addresses: Arc<Bus>,
+    pub(crate) processors: Vec<Processor>,
+    pub(crate) owner: Box<dyn Owner>,
+    state: Mutex<State>,
+    changed: Condvar,
+    /// `State::wish`, for a look without a lock.
+    wish: AtomicU8,
+}
+
+impl Shared {
+    /// Whether the guest may be entered.
+    pub(crate) fn may_run(&self) -> bool {
+        self.wish.load(Ordering::SeqCst) == Wish::Run as u8
+    }
+
+    fn wish(&self, state: &mut MutexGuard<'_, State>, wish: Wish) {
+        state.wish = wish;
+        self.wish.store(wish as u8, Ordering::SeqCst);
+        for processor in &self.processors {
+            if wish == Wish::Run { processor.kick.clear() } else { processor.kick.kick() }
+        }
+        self.changed.notify_all();
+    }
+
+    /// Asks all vCPUs to park. The owner is told when they have.
+    pub(crate) fn request_pause(&self, vcpu: usize) {
+        let mut state = self.state.lock();
+        if state.wish != Wish::Run {
+            return;
+        }
+        self.wish(&mut state, Wish::Pause);
+        let already = state.parked == self.processors.len();
+        drop(state);
+        if already {
+            self.owner.event(vcpu, Event::Paused);
+        }
+    }
+
+    /// Waits until the vCPU may run again; `for_resume`: until the next time that the machine is resumed. Its thread has
+    /// let go of it. Returns false if it shall end.
+    pub(crate) fn park(&self, vcpu: usize, for_resume: bool) -> bool {
+        let mut state = self.state.lock();
+        let resumes = state.resumes;
+        state.parked += 1;
+        if state.parked == self.processors.len() && state.wish == Wish::Pause {
+            self.changed.notify_all();
+            MutexGuard::unlocked(&mut state, || self.owner.event(vcpu, Event::Paused));
+        }
+        let waits = |state: &mut State| match state.wish {
+            Wish::Run => for_resume && state.resumes == resumes,
+            Wish::Pause => true,
+            Wish::Stop => false,
+        };
+        self.changed.wait_while(&mut state, waits);
+        state.parked -= 1;
+        state.wish != Wish::Stop
+    }
+}
+
+/// A machine.
+pub struct Machine {
+    vm: Arc<dyn OwnedVm>,
+    shared: Arc<Shared>,
+    threads: Mutex<Vec<JoinHandle<()>>>,
+}
+
+impl Machine {
+    /// A machine of what an engine gave, paused before its first instruction. Its buses are empty.
+    pub fn new(parts: Parts, owner: Box<dyn Owner>) -> Machine {
+        let processors = parts
+            .vcpus
+            .into_iter()
+            .map(|vcpu| Processor { kick: vcpu.kicker(), vcpu: Mutex::new(vcpu), exits: ExitTable::default() })
+            .collect();
+        let shared = Shared {
+            ports: Arc::new(Bus::ports()),
+            addresses: Arc::new(Bus::addresses()),
+            processors,
+            owner,
+            state: Mutex::new(State { wish: Wish::Stop, parked: 0, resumes: 0 }),
+            changed: Condvar::new(),
+            wish: AtomicU8::new(Wish::Stop as u8),
+        };
+        Machine { vm: parts.vm, shared: Arc::new(shared), threads: Mutex::default() }
+    }
+
+    /// The machine as its owner sees it.
+    pub fn owned(&self) -> &dyn OwnedVm {
+        &*self.vm
+    }
+
+    /// The machine as its devices see it.
+    pub fn vm(&self) -> Arc<dyn Vm> {
+        self.vm.clone()
+    }
+
+    /// The bus of ports.
+    pub fn ports(&self) -> &Arc<Bus> {
+        &self.shared.ports
+    }
+
+    /// The bus of addresses without memory.
+    pub fn addresses(&self) -> &Arc<Bus> {
+        &self.shared.addresses
+    }
+
+    /// How many processors it has.
+    pub fn vcpus(&self) -> usize {
+        self.shared.processors.len()
+    }
+
+    /// The exits of one of its processors.
+    pub fn exits(&self, vcpu: usize) -> Option<&ExitTable> {
+        self.shared.processors.get(vcpu).map(|processor| &processor.exits)
+    }
+
+    /// Does something with a vCPU that does not run.
+    ///
+    /// # Errors
+    /// [`EngineError::Invalid`] if there is no such vCPU, or it runs.
+    pub fn with_vcpu<T>(
+        &self,
+        vcpu: usize,
+        act: impl FnOnce(&mut dyn Vcpu) -> Result<T, EngineError>,
+    ) -> Result<T, EngineError> {
+        let processor = self.shared.processors.get(vcpu).ok_or_else(|| {
+            EngineError::Invalid(format!("vCPU {vcpu}: the machine has 0 to {}", self.vcpus().saturating_sub(1)))
+        })?;
+        let mut vcpu_guard = processor.vcpu.try_lock().ok_or_else(|| {
+            EngineError::Invalid(format!("vCPU {vcpu} is running: pause the machine and wait until it is paused"))
+        })?;
+        act(&mut **vcpu_guard)
+    }
+
+    /// Starts a thread for each vCPU, and the guest.
+    ///
+    /// # Errors
+    /// [`EngineError::Invalid`] if it has been started; [`EngineError::System`] if the host has no threads left.
+    pub fn start(&self) -> Result<(), EngineError> {
+        let mut threads = self.threads.lock();
+        if !threads.is_empty() {
+            return Err(EngineError::Invalid("the machine has been started already".into()));
+        }
+        self.shared.wish(&mut self.shared.state.lock(), Wish::Run);
+        for vcpu in 0..self.vcpus() {
+            let shared = self.shared.clone();
+            let thread = std::thread::Builder::new().name(format!("vcpu {vcpu}"));
+            match thread.spawn(move || vcpu_thread::run(&shared, vcpu)) {
+                Ok(thread) => threads.push(thread),
+                Err(error) => {
+                    drop(threads);
+                    self.stop();
+                    return Err(EngineError::system(format!("starting the thread of vCPU {vcpu}"), error));
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// Asks all vCPUs to park, which they do before their next instruction; the owner is told when the last one has.
+    pub fn request_pause(&self) {
+        self.shared.request_pause(0);
+    }
+
+    /// Waits until all vCPUs are parked, at most for `patience`. Returns whether they are, as the machine shall be paused.
+    pub fn wait_paused(&self, patience: Duration) -> bool {
+        let deadline = Instant::now() + patience;
+        let mut state = self.shared.state.lock();
+        let all = self.vcpus();
+        let waits = |state: &mut State| state.wish == Wish::Pause && state.parked < all;
+        self.shared.changed.wait_while_until(&mut state, waits, deadline);
+        state.wish == Wish::Pause && state.parked == all
+    }
+
+    /// Whether all vCPUs are parked, as the machine shall be paused.
+    pub fn is_paused(&self) -> bool {
+        self.wait_paused(Duration::ZERO)
+    }
+
+    /// Lets all vCPUs go on, those that have halted as well.
+    ///
+    /// # Errors
+    /// [`EngineError::Invalid`] if it has not been started, or has been stopped.
+    pub fn resume(&self) -> Result<(), EngineError> {
+        let mut state = self.shared.state.lock();
+        if state.wish == Wish::Stop {
+            return Err(EngineError::Invalid("the machine is not started".into()));
+        }
+        state.resumes += 1;
+        self.shared.wish(&mut state, Wish::Run);
+        Ok(())
+    }
+
+    /// Ends the threads of all vCPUs and waits for them, except for the one that calls.
+    pub fn stop(&self) {
+        self.shared.wish(&mut self.shared.state.lock(), Wish::Stop);
+        let threads = std::mem::take(&mut *self.threads.lock());
+        for thread in threads {
+            if thread.thread().id() != std::thread::current().id() {
+                // A thread that panicked has said so.
+                let _ = thread.join();
+            }
+        }
+    }
+}
+
+impl Drop for Machine {
+    fn drop(&mut self) {
+        self.stop();
+    }
+}

@@ -1,0 +1,102 @@
+"""The part of `viaduct._core` that is a virtual machine. It is no module of its own: import from `viaduct._core`."""
+
+from collections.abc import Callable, Mapping
+from typing import Any, Literal, Protocol, final
+
+from viaduct._core import GuestMemory
+
+class BusDevice:
+    """A device made in Rust, for `Vm.add_pio` and `Vm.add_mmio`: its exits never take the interpreter lock.
+
+    Classes of devices derive from this one; Python cannot make a bare one.
+    """
+
+    @property
+    def name(self) -> str:
+        """What traces and errors call it."""
+
+class PythonDevice(Protocol):
+    """A device written in Python. Its methods are called on threads of vCPUs, so locks are its own affair.
+
+    What it raises is logged and told to the machine's owner as event "device-error"; the guest reads ones.
+    """
+
+    def read(self, offset: int, size: int, /) -> bytes | int:
+        """What `size` (1, 2, 4 or 8) bytes at `offset` from the range's first address are; an int is little-endian."""
+    def write(self, offset: int, data: bytes, /) -> None:
+        """The guest has written `data` at `offset`."""
+
+@final
+class Vm:
+    """A virtual machine: memory, vCPUs as threads, interrupts, and two buses. It does not run until `start`.
+
+    Errors of the engine: OSError with what was asked of the host's kernel; ValueError for what makes no sense
+    (memory that is not whole pages, more vCPUs than allowed); RuntimeError for what this host cannot do.
+
+    `on_event(kind, detail)` is called on threads of vCPUs and must not wait for the machine. `detail` has "vcpu"
+    unless said otherwise. Kinds: "paused" (all vCPUs are parked, after `request_pause` or one of the following);
+    "halted" (HLT without interrupts: that vCPU waits for the next `resume`); "triple-fault" and "failed" ("reason"),
+    both with "address", "registers" and "code", the instruction's bytes; "system-event" ("type", "data":
+    KVM_SYSTEM_EVENT_*); "debug" ("address", "dr6"); "device-error" ("device", "error", "failures"; no "vcpu"). Triple
+    fault, failure, system event and debug pause the machine.
+    """
+
+    def __new__(
+        cls,
+        engine: Literal["kvm"],
+        memory: GuestMemory,
+        vcpus: int,
+        *,
+        interrupts: Literal["kernel", "split", "none"] = "kernel",
+        on_event: Callable[[str, dict[str, Any]], object] | None = None,
+    ) -> Vm: ...
+    def add_pio(self, base: int, size: int, device: BusDevice | PythonDevice, name: str | None = None) -> None:
+        """Puts a device at `size` ports from `base`. `name` is for devices in Python; without it, their class's.
+
+        Raises ValueError where another device is there already, or the range does not fit.
+        """
+    def add_mmio(self, base: int, size: int, device: BusDevice | PythonDevice, name: str | None = None) -> None:
+        """The same with guest-physical addresses. Memory, where there is some, hides a device."""
+    def remove_pio(self, base: int) -> None:
+        """Takes the range that begins at `base` away. Raises ValueError if there is none."""
+    def remove_mmio(self, base: int) -> None:
+        """The same with addresses."""
+    def set_memory(self, memory: GuestMemory) -> None:
+        """From now on this is the guest's memory. Regions that stay are not touched; vCPUs may be running."""
+    def set_line(self, gsi: int, level: bool) -> None:
+        """Drives an input pin (0 to 23) of the interrupt controllers."""
+    def signal_msi(self, address: int, data: int) -> None:
+        """Sends a message-signalled interrupt."""
+    @property
+    def vcpus(self) -> int: ...
+    def registers(self, vcpu: int) -> dict[str, Any]:
+        """The registers of a vCPU that does not run, by name.
+
+        rax ... r15, rip, rflags, cr0, cr2, cr3, cr4, cr8, efer, apic_base are ints; cs, ds, es, ss, fs, gs, tr, ldt are
+        (selector, base, limit, type, dpl, present, l, db, s, g) (Intel SDM 3, 3.4.5); gdt and idt are (base, limit).
+        Raises ValueError while the vCPU runs.
+        """
+    def set_registers(self, vcpu: int, values: Mapping[str, object]) -> None:
+        """Changes the registers that are named; raises KeyError for an unknown name, ValueError while the vCPU runs."""
+    def start(self) -> None:
+        """Starts a thread for each vCPU, and the guest."""
+    def request_pause(self) -> None:
+        """Asks all vCPUs to stop before their next instruction. Event "paused" follows."""
+    def wait_paused(self, seconds: float) -> bool:
+        """Waits until all vCPUs are parked, and says whether they are. Not for a thread with an event loop."""
+    @property
+    def paused(self) -> bool:
+        """Whether all vCPUs are parked after a pause."""
+    def resume(self) -> None:
+        """Lets all vCPUs go on, those that have halted as well."""
+    def stop(self) -> None:
+        """Ends the threads of all vCPUs, and waits for them."""
+    def close(self) -> None:
+        """`stop`, and forgets all devices and the callback."""
+    def exits(self) -> list[tuple[int, str, int | None, str, int, int]]:
+        """vCPU, reason, port or address, device, count and nanoseconds until the answer, of each kind of exit.
+
+        Without an address: the reason has none, or many addresses are counted together.
+        """
+    def guest_time(self) -> list[int]:
+        """Nanoseconds that each vCPU has spent in the engine: in the guest, or waiting there for an interrupt."""
