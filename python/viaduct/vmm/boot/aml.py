@@ -8,8 +8,6 @@ from __future__ import annotations
 import struct
 import uuid
 
-from viaduct.vmm.boot.checksum import with_checksum
-
 Term = bytes
 
 ZERO, ONE = b"\x00", b"\x01"
@@ -137,8 +135,8 @@ def return_(value: Term) -> Term:
 
 
 def resources(*descriptors: bytes) -> Term:
-    """A resource template: the descriptors and an end tag with its checksum (6.4.2.9)."""
-    return buffer(with_checksum(b"".join(descriptors) + b"\x79\0", sum(map(len, descriptors)) + 1))
+    """A resource template: the descriptors and an end tag, whose checksum of 0 means that there is none (6.4.2.9)."""
+    return buffer(b"".join(descriptors) + b"\x79\0")
 
 
 def ports(base: int, size: int) -> bytes:
