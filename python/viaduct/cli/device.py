@@ -11,6 +11,7 @@ from typing import Annotated, Any
 import typer
 from typer.core import TyperGroup
 
+from .device_console import console
 from .device_rng import rng
 from .device_service import Client, Socket, serve_device
 from .failure import FAILED, USAGE, Failure
@@ -65,4 +66,5 @@ def user_class(
     serve_device(device, socket, client)
 
 
+app.command("console")(console)
 app.command("rng")(rng)

@@ -88,6 +88,7 @@ class Console(QueueDevice):
 
     device_id = DeviceType.CONSOLE
     protocol_features = QueueDevice.protocol_features | ProtocolFeature.CONFIG
+    config_size = 12
 
     def __init__(self, *ports: ConsoleTerminal | ConsolePort) -> None:
         super().__init__()

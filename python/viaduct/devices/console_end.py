@@ -21,6 +21,8 @@ import tty
 from collections.abc import Callable
 from fcntl import ioctl
 from pathlib import Path
+from types import TracebackType
+from typing import Self
 
 from viaduct.devices.console_terminal import ConsoleReader, ConsoleTerminal
 from viaduct.vhost_user.socket_path import Listener
@@ -40,8 +42,17 @@ class ConsoleEnd:
 
     @property
     def where(self) -> str:
-        """Where a person finds it."""
+        """Where a person finds it, once it has started."""
         return "nowhere"
+
+    async def __aenter__(self) -> Self:
+        await self.start()
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        await self.close()
 
     async def start(self) -> None:
         """Begins. Raises OSError or `viaduct.vhost_user.SocketPathError` if that is not possible."""
