@@ -24,6 +24,7 @@ RECOVERY = 1.0
 """Seconds from the start of the new switch until frames pass."""
 RECONNECT = 1.0
 """Seconds that QEMU waits before it connects again, from the kill on; less than that QEMU before 9.2 cannot."""
+MACS = "02:56:00:00:00:01", "02:56:00:00:00:02"
 STATION, RECEIVER = "02:56:00:00:50:01", "02:76:64:01:00:01"
 
 
@@ -42,7 +43,7 @@ def test_qemu_guests(directory: Path, image: GuestImage, soak: Soak, ring: str, 
     guest_listens = listener == "guest"
     left, right = guests = [
         Guest(name, image, directory, (Nic(directory / f"{name}.sock", mac, guest_listens, packed=ring == "packed"),))
-        for name, mac in (("left", "02:56:00:00:00:01"), ("right", "02:56:00:00:00:02"))
+        for name, mac in zip(("left", "right"), MACS, strict=True)
     ]
     ports = [PortSpec(name, directory / f"{name}.sock", client=guest_listens) for name in ("left", "right")]
     switch = ViaductSwitch(directory, ports)
@@ -56,6 +57,9 @@ def test_qemu_guests(directory: Path, image: GuestImage, soak: Soak, ring: str, 
             guest.configure(0, f"10.0.0.{number}/24")
             guest.serve_transfers()
         left.wait_ping("10.0.0.2")
+        # Otherwise the link's going down makes them forget each other, and they ask once a second (ARP).
+        left.run(f"arp -s 10.0.0.2 {MACS[1]}")
+        right.run(f"arp -s 10.0.0.1 {MACS[0]}")
         for _ in soak.rounds(1, 35):
             left.run("ping -A -s 1000 10.0.0.2 >/dev/null 2>&1 &")
             right.run("ping -A -s 1000 10.0.0.1 >/dev/null 2>&1 &")
@@ -69,10 +73,9 @@ def test_qemu_guests(directory: Path, image: GuestImage, soak: Soak, ring: str, 
                 guest.run("killall ping")
             left.send_transfer("10.0.0.2", 4)
             right.send_transfer("10.0.0.1", 4)
-        soak.measured(
-            "longest recovery", max(recoveries), "s", limit=RECOVERY if guest_listens else RECOVERY + RECONNECT
-        )
-        soak.measured("and in the middle", statistics.median(recoveries), "s")
+        limit = RECOVERY if guest_listens else RECONNECT + RECOVERY / 4
+        soak.measured("longest recovery", max(recoveries), "s", limit=limit)
+        soak.measured("half of them took at most", statistics.median(recoveries), "s")
         switch.stop()
     finally:
         for guest in guests:
