@@ -9,13 +9,15 @@ if TYPE_CHECKING:
     from viaduct._core import VERSION as __version__
     from viaduct.guest import Guest
     from viaduct.switch.switch import Switch
+    from viaduct.vmm.machine import Machine
 
-__all__ = ["Guest", "Switch", "__version__"]
+__all__ = ["Guest", "Machine", "Switch", "__version__"]
 
 # Where that stands. Loaded when first asked for, so that a command that needs one does not wait for the others.
 _WHERE = {
     "__version__": ("viaduct._core", "VERSION"),
     "Guest": ("viaduct.guest", "Guest"),
+    "Machine": ("viaduct.vmm.machine", "Machine"),
     "Switch": ("viaduct.switch.switch", "Switch"),
 }
 

@@ -15,6 +15,8 @@ from typing import Any
 
 COMMANDS = {
     "demo": "viaduct.cli.demo:demo",
+    "run": "viaduct.cli.run:run",
+    "vm": "viaduct.cli.vm:app",
     "switch": "viaduct.cli.switch:switch",
     "upgrade": "viaduct.cli.upgrade:upgrade",
     "port": "viaduct.cli.port:app",

@@ -113,8 +113,9 @@ class MachineConfig(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=Tru
     TOML file.
 
     `boot`: how the kernel is started (`viaduct.vmm.boot`). `memory`: bytes. `transport`: where virtio devices are found
-    by the guest. `console`: `stdio`, `socket:PATH`, `file:PATH` or `none`. `vsock`: the path by which the host's
-    programs reach the guest's sockets. `gdb`: a TCP port of the loopback interface.
+    by the guest. `on_reset`: what a guest's own reset does. `console`: `stdio`, `socket:PATH`, `file:PATH` or `none`.
+    `vsock`: the path by which the host's programs reach the guest's sockets. `gdb`: a TCP port of the loopback
+    interface.
     """
 
     kernel: str
@@ -134,6 +135,7 @@ class MachineConfig(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=Tru
     console: str = "stdio"
     transport: Literal["pci", "mmio"] = "pci"
     engine: Literal["auto", "kvm"] = "auto"
+    on_reset: Literal["restart", "stop"] = "restart"
     gdb: int | None = None
 
     def __post_init__(self) -> None:

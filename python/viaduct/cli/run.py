@@ -1,0 +1,169 @@
+"""`viaduct run`: a virtual machine."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from .failure import USAGE, Failure
+from .options import Json
+
+if TYPE_CHECKING:
+    from viaduct.vmm.config import MachineConfig
+    from viaduct.vmm.machine import Machine, MachineEnd, MachineEvent
+
+
+def run(
+    kernel: Annotated[
+        str | None, typer.Option("--kernel", "-k", metavar="FILE", help="bzImage, vmlinux, multiboot or flat binary.")
+    ] = None,
+    initrd: Annotated[str | None, typer.Option(metavar="FILE", help="Initial RAM disk.")] = None,
+    append: Annotated[str, typer.Option(metavar="TEXT", help="The kernel's command line.")] = "",
+    memory: Annotated[str | None, typer.Option("--memory", "-m", metavar="SIZE", help="RAM [default: 512M].")] = None,
+    cpus: Annotated[int | None, typer.Option("--cpus", "-c", metavar="N", help="vCPUs, 1 to 64 [default: 1].")] = None,
+    disk: Annotated[
+        list[str] | None,
+        typer.Option("--disk", metavar="FILE[,ro][,format=raw|qcow2]", help="A disk; repeatable."),
+    ] = None,
+    nic: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--nic",
+            metavar="TO[,path=...][,mac=...]",
+            help="A network card; TO is switch:NAME, vhost-user:PATH or tap:IF, path is virtio, vhost or emulated.",
+        ),
+    ] = None,
+    share: Annotated[
+        list[str] | None, typer.Option("--share", metavar="DIR[,tag=TAG]", help="A directory, by virtiofs; repeatable.")
+    ] = None,
+    device: Annotated[
+        list[str] | None,
+        typer.Option("--device", metavar="FILE.py:CLASS", help="A device of your own; repeatable (docs/devices.md)."),
+    ] = None,
+    vsock: Annotated[str | None, typer.Option(metavar="PATH", help="Where the guest's sockets are reached.")] = None,
+    balloon: Annotated[bool, typer.Option("--balloon", help="Let the guest give memory back.")] = False,
+    console: Annotated[
+        str | None, typer.Option(metavar="stdio|socket:PATH|file:PATH|none", help="The guest's console.")
+    ] = None,
+    name: Annotated[str | None, typer.Option(metavar="NAME", help="For `viaduct vm` [default: vm1, ...].")] = None,
+    boot: Annotated[
+        str | None, typer.Option(metavar="auto|bzimage|pvh|linux|multiboot|flat", help="How the kernel is started.")
+    ] = None,
+    transport: Annotated[str | None, typer.Option(metavar="pci|mmio", help="Where virtio devices are found.")] = None,
+    engine: Annotated[str | None, typer.Option(metavar="auto|kvm", help="What executes the guest.")] = None,
+    on_reset: Annotated[str | None, typer.Option(metavar="restart|stop", help="What a guest's reset does.")] = None,
+    gdb: Annotated[int | None, typer.Option(metavar="PORT", help="Wait for gdb on this port of 127.0.0.1.")] = None,
+    config: Annotated[str | None, typer.Option("--config", metavar="FILE.toml", help="All of it, from a file.")] = None,
+    json: Json = False,
+) -> None:
+    """Run a virtual machine until its guest switches it off.
+
+    The guest's console is this terminal; Ctrl-] leaves it and ends the machine. From elsewhere: viaduct vm list.
+
+    \b
+        viaduct run --kernel vmlinuz --initrd initrd.img --append console=ttyS0
+        viaduct run --kernel vmlinuz --disk disk.img --append "console=ttyS0 root=/dev/vda1" --nic switch:web
+        viaduct run --kernel vmlinuz --nic tap:tap0,path=vhost --cpus 4 --memory 2G
+
+    The exit code is the guest's own if it wrote one to the debug-exit port, 0 if it was switched off in an orderly way,
+    1 otherwise.
+    """
+    from viaduct.switch.config_error import ConfigError
+
+    told: dict[str, Any] = {
+        "kernel": kernel,
+        "initrd": initrd,
+        "append": append or None,
+        "memory": memory,
+        "cpus": cpus,
+        "disks": disk,
+        "nics": nic,
+        "shares": share,
+        "devices": device,
+        "vsock": vsock,
+        "balloon": balloon or None,
+        "console": console,
+        "name": name,
+        "boot": boot,
+        "transport": transport,
+        "engine": engine,
+        "on_reset": on_reset,
+        "gdb": gdb,
+    }
+    told = {key: value for key, value in told.items() if value is not None}
+    try:
+        machine = _machine_config(told, config)
+    except ConfigError as error:
+        raise Failure(str(error), USAGE) from error
+    raise typer.Exit(_run(machine, json))
+
+
+def _machine_config(told: dict[str, Any], file: str | None) -> MachineConfig:
+    """What the file says, and over it what the command line says. Raises `ConfigError`."""
+    from viaduct.switch.config_error import ConfigError
+    from viaduct.vmm.config import build_machine
+    from viaduct.vmm.config_toml import load_machine_table
+
+    if file is not None:
+        table = load_machine_table(file)
+        return build_machine({**table, **told}, Path(file).absolute().parent)
+    if "kernel" not in told:
+        raise ConfigError("--kernel FILE is needed, or --config FILE.toml that names one")
+    return build_machine(told)
+
+
+def _run(config: MachineConfig, json: bool) -> int:
+    import asyncio
+    import sys
+
+    from viaduct.vmm.errors import MachineError
+
+    from .output import print_json
+
+    async def main() -> MachineEnd:
+        from viaduct.vmm.machine import Machine
+
+        machine = Machine(config, on_event=lambda event: _say(machine, event, json), leave=lambda: leave(machine))
+        _end_on_signals(machine)
+        try:
+            await machine.start()
+            return await machine.wait()
+        finally:
+            await machine.close()
+
+    def leave(machine: Machine) -> None:
+        machine.finish("stopped", 0, "left with Ctrl-]")
+
+    try:
+        end = asyncio.run(main())
+    except MachineError as error:
+        raise Failure(str(error)) from error
+    if json:
+        print_json({"ended": end})
+    elif end.reason not in ("shutdown", "exit", "stopped") or end.code:
+        print(f"viaduct: the machine ended: {end.reason}{': ' + end.detail if end.detail else ''}", file=sys.stderr)
+    return end.code
+
+
+def _say(machine: Machine, event: MachineEvent, json: bool) -> None:
+    """What happens, beside the console: only what somebody has to know."""
+    import sys
+
+    from .output import print_json
+
+    if json:
+        print_json({"machine": machine.name, "event": event})
+    elif event.kind in ("driver-error", "device-failed", "panic", "device-exception", "failed", "triple-fault"):
+        # The terminal is in raw mode: a line feed alone would not return to its beginning.
+        print(f"\r\nviaduct: {machine.name}: {event.kind}: {event.text}\r", file=sys.stderr)
+
+
+def _end_on_signals(machine: Machine) -> None:
+    import asyncio
+    import signal
+
+    loop = asyncio.get_running_loop()
+    for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
+        loop.add_signal_handler(number, machine.finish, "stopped", 128 + number, signal.Signals(number).name)

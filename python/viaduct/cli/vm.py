@@ -1,0 +1,151 @@
+"""`viaduct vm`: the machines that run."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from .failure import Failure
+from .options import Json
+
+if TYPE_CHECKING:
+    from viaduct.switch.control_client import ControlClient
+
+app = typer.Typer(no_args_is_help=True, rich_markup_mode=None, help="Look at running machines, and change them.")
+
+NO_MACHINE = 3
+"""Exit code: no machine of that name runs."""
+
+
+def _names(incomplete: str) -> list[str]:
+    from viaduct.vmm.directory import running
+
+    return [name for name in running() if name.startswith(incomplete)]
+
+
+Name = Annotated[str, typer.Argument(metavar="NAME", help="The machine.", autocompletion=_names)]
+
+
+@app.command("list")
+def list_machines(json: Json = False) -> None:
+    """The machines of this user that run."""
+    import datetime
+
+    from viaduct.vmm.directory import running
+
+    from .output import print_json, print_rows
+
+    found = []
+    for name in running():
+        try:
+            with _client(name) as machine:
+                found.append(machine.call("status"))
+        except Failure:
+            continue  # it has ended since
+    if json:
+        print_json(found)
+        return
+    rows = []
+    for status in found:
+        started = datetime.datetime.fromtimestamp(status["started"]).strftime("%Y-%m-%d %H:%M:%S")
+        memory = f"{status['memory'] >> 20} MiB"
+        numbers = [str(status["cpus"]), memory, started, str(status["pid"])]
+        rows.append([status["name"], status["state"], *numbers, status["kernel"]])
+    headings = ["NAME", "STATE", "VCPUS", "MEMORY", "STARTED", "PID", "KERNEL"]
+    print_rows(headings, rows, (2, 3, 5), empty="no machine runs; start one with: viaduct run --kernel vmlinuz ...")
+
+
+@app.command("show")
+def show(name: Name, json: Json = False) -> None:
+    """One machine: its devices, and what happened lately."""
+    import datetime
+
+    from .output import print_json
+
+    status = _call(name, "status")
+    if json:
+        print_json(status)
+        return
+    memory = f"{status['memory'] >> 20} MiB"
+    print(f"{status['name']}: {status['state']}, {status['cpus']} vCPUs, {memory}, pid {status['pid']}")
+    print(f"kernel {status['kernel']}, engine {status['engine']}, console {status['console']}")
+    for device in status["devices"]:
+        print(f"  {device}")
+    for event in status["events"]:
+        moment = datetime.datetime.fromtimestamp(event["time"]).strftime("%H:%M:%S")
+        print(f"{moment}  {event['kind']}: {event['text']}")
+
+
+@app.command("pause")
+def pause(name: Name) -> None:
+    """Let the vCPUs stand still."""
+    _call(name, "pause")
+
+
+@app.command("resume")
+def resume(name: Name) -> None:
+    """Let the vCPUs run again."""
+    _call(name, "resume")
+
+
+@app.command("reset")
+def reset(name: Name) -> None:
+    """Switch a machine off and on again."""
+    _call(name, "reset")
+
+
+@app.command("stop")
+def stop(name: Name) -> None:
+    """Switch a machine off at once, as pulling its plug does."""
+    import time
+
+    from viaduct.vmm.directory import CONTROL, answers, machines_directory
+
+    _call(name, "stop")
+    path = machines_directory() / name / CONTROL
+    deadline = time.monotonic() + 30
+    while answers(path):
+        if time.monotonic() > deadline:
+            raise Failure(f"machine {name} has not ended after 30 s; see: viaduct vm show {name}")
+        time.sleep(0.05)
+
+
+@app.command("console")
+def console(name: Name) -> None:
+    """The console of a machine, on this terminal. Ctrl-] leaves it; the machine goes on."""
+    import asyncio
+
+    from viaduct.vmm.directory import CONSOLE, machines_directory
+
+    from .console_client import attach
+
+    path = machines_directory() / name / CONSOLE
+    try:
+        asyncio.run(attach(str(path)))
+    except OSError as error:
+        raise Failure(f"no machine named {name} runs ({error.strerror}); see: viaduct vm list", NO_MACHINE) from None
+
+
+def _client(name: str) -> ControlClient:
+    from viaduct.switch.control_client import ControlClient
+    from viaduct.switch.control_wire import ControlError
+    from viaduct.vmm.directory import CONTROL, machines_directory
+    from viaduct.vmm.errors import MachineError
+
+    try:
+        return ControlClient(machines_directory() / name / CONTROL)
+    except ControlError:
+        raise Failure(f"no machine named {name} runs; see: viaduct vm list", NO_MACHINE) from None
+    except MachineError as error:
+        raise Failure(str(error), NO_MACHINE) from error
+
+
+def _call(name: str, method: str, **params: Any) -> Any:
+    from viaduct.switch.control_wire import ControlError
+
+    with _client(name) as machine:
+        try:
+            return machine.call(method, **params)
+        except ControlError as error:
+            raise Failure(f"{name}: {error}") from None

@@ -1,0 +1,145 @@
+"""What is inside a machine while it is switched on: RAM, an engine's virtual machine, and every device in its place.
+
+Nothing here knows how a guest's instructions are executed: the engine does, and is asked for buses, interrupts and
+vCPUs. What a configuration names is opened in one order - memory, back-ends, devices, kernel - and given up in the
+other, however far it came.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from contextlib import AsyncExitStack, suppress
+from typing import TYPE_CHECKING, Any, Literal, Protocol
+
+from viaduct._core import Vm
+from viaduct.devices.console_terminal import ConsoleTerminal
+from viaduct.vhost_user.errors import VhostUserError
+from viaduct.vmm import memory_map as at
+from viaduct.vmm.back_end import BackEnd
+from viaduct.vmm.boot import BootError, Platform, load
+from viaduct.vmm.config import MachineConfig
+from viaduct.vmm.errors import MachineError
+from viaduct.vmm.ram import Ram
+from viaduct.vmm.virtio_devices import back_ends
+from viaduct.vmm.virtio_slot import VirtioSlot
+
+if TYPE_CHECKING:
+    from viaduct.vmm.boot import CpuState
+
+
+class Report(Protocol):
+    """Tells the machine that something happened, on its loop: see `Machine._from_board`."""
+
+    def __call__(self, kind: str, text: str, code: int = 0) -> None: ...
+
+
+class Board:
+    """Made by `build`; `start` lets the guest run; `close` ends it."""
+
+    def __init__(self, config: MachineConfig, loop: asyncio.AbstractEventLoop, report: Report) -> None:
+        self.config = config
+        self.report = report
+        self.engine: Literal["kvm"] = "kvm"
+        self.ram = Ram(config.memory)
+        self.slots: list[VirtioSlot] = []
+        self.devices: list[str] = []
+        """What is where, for people."""
+        self._loop = loop
+        self._stack = AsyncExitStack()
+        self._stack.callback(self.ram.close)
+        try:
+            self.vm = Vm(self.engine, self.ram.memory, config.cpus, on_event=self._event)
+        except (OSError, ValueError, RuntimeError) as error:
+            self.ram.close()
+            raise MachineError(str(error)) from error
+
+    @classmethod
+    async def build(cls, config: MachineConfig, name: str, console: ConsoleTerminal, report: Report) -> Board:
+        """A machine switched on, its first vCPU at the kernel's first instruction. Raises `MachineError`."""
+        board = cls(config, asyncio.get_running_loop(), report)
+        try:
+            await board._fit(name, console)
+        except (MachineError, BootError, VhostUserError, OSError, ValueError) as error:
+            await board.close()
+            raise error if isinstance(error, MachineError) else MachineError(str(error)) from error
+        except BaseException:
+            await board.close()
+            raise
+        return board
+
+    async def _fit(self, name: str, console: ConsoleTerminal) -> None:
+        """Puts every device into its place and the kernel into memory."""
+        self._stack.callback(self.vm.close)
+        for device_name, back_end in await back_ends(self.config, name, console, self._stack):
+            await self._add_virtio(device_name, back_end)
+        platform = Platform(vcpus=self.config.cpus, virtio_mmio=tuple(range(len(self.slots))), pci=False)
+        state = await asyncio.to_thread(self._load, platform)
+        self.vm.set_registers(0, state.registers())
+
+    async def _add_virtio(self, name: str, back_end: BackEnd) -> None:
+        from viaduct._core import VirtioMmio  # type: ignore[attr-defined]
+
+        await back_end.open(self.ram)
+        slot = VirtioSlot(name, back_end, self._loop, self.report)
+        self._stack.push_async_callback(slot.close)
+        address, gsi = at.virtio_mmio_slot(len(self.slots))
+        transport = VirtioMmio(
+            self.vm,
+            slot,
+            device_id=back_end.device_id,
+            features=back_end.features,
+            queue_sizes=list(back_end.queue_sizes),
+            config=back_end.config,
+            address=address,
+            gsi=gsi,
+            name=name,
+        )
+        self.vm.add_mmio(address, at.VIRTIO_MMIO_SIZE, transport)
+        slot.transport = transport
+        self.slots.append(slot)
+        self.devices.append(f"{name}: virtio-mmio at {address:#x}, interrupt {gsi}")
+
+    def _load(self, platform: Platform) -> CpuState:
+        config = self.config
+        return load(
+            self.ram.memory,
+            config.kernel,
+            initrd=config.initrd,
+            command_line=config.append,
+            boot=config.boot,
+            platform=platform,
+        )
+
+    async def start(self, *, paused: bool) -> None:
+        """Lets the vCPUs run, or stand ready to."""
+        if not paused:
+            self.vm.start()
+
+    async def pause(self) -> None:
+        """Returns when no vCPU runs. Raises `MachineError` if one does not come back from its device."""
+        self.vm.request_pause()
+        if not await asyncio.to_thread(self.vm.wait_paused, 30.0):
+            raise MachineError("a vCPU is still in a device after 30 s")
+
+    async def resume(self) -> None:
+        """Lets the vCPUs run again."""
+        self.vm.resume()
+
+    async def close(self) -> None:
+        """Ends the guest and lets go of everything. May be called twice."""
+        await asyncio.to_thread(self.vm.stop)
+        await self._stack.aclose()
+
+    def _event(self, kind: str, detail: dict[str, Any]) -> None:
+        """What the engine reports, on a vCPU's thread."""
+        if kind == "paused":
+            return
+        text = ", ".join(f"{key} {value}" for key, value in detail.items() if key not in ("registers", "code"))
+        names = {"halted": "shutdown", "triple-fault": "triple-fault", "failed": "failed"}
+        code = 0 if kind == "halted" else 1
+        self.call(names.get(kind, kind), text, code)
+
+    def call(self, kind: str, text: str, code: int = 0) -> None:
+        """Reports from any thread."""
+        with suppress(RuntimeError):  # the loop has ended, and the machine with it
+            self._loop.call_soon_threadsafe(self.report, kind, text, code)

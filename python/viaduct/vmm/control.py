@@ -1,0 +1,124 @@
+"""The control socket of a running machine: what `viaduct vm` asks, in the language of the switch's
+(`viaduct.switch.control_wire`): a JSON object a line, answered in order.
+
+| method | params | result |
+|---|---|---|
+| `status` | | `MachineStatus` |
+| `pause`, `resume`, `reset` | | null, when it is done |
+| `stop` | | null; the socket goes when it is done |
+| `exits` | | rows as `Machine.exits` returns them |
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections.abc import Awaitable, Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import msgspec
+
+from viaduct.switch.control_wire import LINE_MAX, Problem, Reply, Request
+from viaduct.vhost_user.errors import VhostUserError
+from viaduct.vhost_user.socket_path import Listener
+from viaduct.vmm.errors import MachineError
+
+if TYPE_CHECKING:
+    from viaduct.vmm.machine import Machine
+
+Method = Callable[["Machine", dict[str, Any]], Awaitable[Any]]
+
+
+class MachineControl:
+    """Serves one machine on the socket `path`."""
+
+    def __init__(self, machine: Machine, path: Path) -> None:
+        self._machine = machine
+        self._path = path
+        self._listener: Listener | None = None
+        self._server: asyncio.Server | None = None
+        self._connections: set[asyncio.Task[None]] = set()
+
+    async def start(self) -> None:
+        """Listens. Raises `MachineError`."""
+        try:
+            self._listener = Listener(str(self._path))
+        except VhostUserError as error:
+            raise MachineError(str(error)) from error
+        self._server = await asyncio.start_unix_server(self._connected, sock=self._listener.sock, limit=LINE_MAX)
+
+    async def close(self) -> None:
+        """Ends every connection and removes the socket."""
+        if self._server is None:
+            return
+        self._server.close()
+        # Who asked for the end gets an answer before this is called; the others are hung up on.
+        for task in self._connections:
+            task.cancel()
+        await asyncio.gather(*self._connections, return_exceptions=True)
+        self._server = None
+        if self._listener is not None:
+            self._listener.close()
+
+    async def _connected(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        task = asyncio.current_task()
+        assert task is not None
+        self._connections.add(task)
+        try:
+            with contextlib.suppress(ConnectionError, asyncio.CancelledError):
+                while line := await _line(reader):
+                    writer.write(msgspec.json.encode(await self._answer(line)) + b"\n")
+                    await writer.drain()
+        finally:
+            self._connections.discard(task)
+            writer.close()
+
+    async def _answer(self, line: bytes) -> Reply:
+        number = 0
+        try:
+            request = msgspec.json.decode(line, type=Request)
+            number = request.id
+            if (method := _METHODS.get(request.method)) is None:
+                known = ", ".join(_METHODS)
+                return _refusal(number, "method", f"unknown method {request.method!r} (known: {known})")
+            return Reply(id=number, result=await method(self._machine, request.params))
+        except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
+            return _refusal(number, "request", f"not a request: {error}")
+        except (MachineError, OSError) as error:
+            return _refusal(number, "failed", str(error))
+
+
+async def _line(reader: asyncio.StreamReader) -> bytes:
+    """The next line; empty when the client has gone or says too much."""
+    try:
+        return await reader.readline()
+    except ValueError:
+        return b""
+
+
+def _refusal(number: int, code: str, message: str) -> Reply:
+    return Reply(id=number, error=Problem(code=code, message=message))
+
+
+async def _status(machine: Machine, params: dict[str, Any]) -> Any:
+    return machine.status()
+
+
+async def _stop(machine: Machine, params: dict[str, Any]) -> None:
+    # Whoever runs the machine waits for its end and closes it: this connection too.
+    machine.finish("stopped", 0, "by its control socket")
+
+
+async def _exits(machine: Machine, params: dict[str, Any]) -> Any:
+    return machine.exits()
+
+
+_METHODS: dict[str, Method] = {
+    "status": _status,
+    "pause": lambda machine, _: machine.pause(),
+    "resume": lambda machine, _: machine.resume(),
+    "reset": lambda machine, _: machine.reset(),
+    "stop": _stop,
+    "exits": _exits,
+}

@@ -1,0 +1,290 @@
+"""A virtual machine, from the outside.
+
+    machine = viaduct.Machine(kernel="vmlinuz", initrd="initrd.img", append="console=ttyS0", nics=["switch:web"])
+    machine.start()
+    await machine.console.expect("login:")
+    await machine.stop()
+
+# How it works
+
+A `Machine` outlives what is inside it. Each time its guest is switched on there is a new `Board`: RAM, an engine's
+virtual machine, devices. A reset is switching off and on again. The console, the control socket and the machine's name
+stay.
+
+All methods are called on the asyncio loop on which the machine was started. The guest runs on threads of its own, one
+for each vCPU, which report events (it was switched off, it failed, it panicked) back to the loop.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import os
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, Literal
+
+import msgspec
+
+from viaduct.devices.console_end import ConsoleEnd, console_end
+from viaduct.devices.console_terminal import ConsoleTerminal
+from viaduct.vmm import directory
+from viaduct.vmm.board import Board
+from viaduct.vmm.config import MachineConfig, build_machine
+from viaduct.vmm.control import MachineControl
+from viaduct.vmm.errors import MachineError
+
+log = logging.getLogger("viaduct.vmm")
+
+State = Literal["created", "starting", "running", "paused", "stopped"]
+
+
+class MachineEnd(msgspec.Struct, frozen=True):
+    """Why a machine has ended."""
+
+    reason: str
+    """`shutdown`, `stopped`, `exit` (the debug-exit port), `reset`, `failed` or `triple-fault`."""
+    code: int
+    """The exit code for a program that runs one machine: 0 for an orderly end."""
+    detail: str = ""
+    """More, for people."""
+
+
+class MachineEvent(msgspec.Struct, frozen=True):
+    """Something that happened to a machine."""
+
+    time: float
+    """Seconds since 1970."""
+    kind: str
+    """`started`, `paused`, `resumed`, `reset`, `panic`, `driver-error`, `device-failed`, `ended`, ..."""
+    text: str
+
+
+class MachineStatus(msgspec.Struct, frozen=True):
+    """A machine as it is now."""
+
+    name: str
+    state: State
+    pid: int
+    engine: str
+    cpus: int
+    memory: int
+    """Bytes."""
+    started: float
+    """Seconds since 1970."""
+    kernel: str
+    devices: tuple[str, ...]
+    console: str
+    events: tuple[MachineEvent, ...]
+    """The last ones, the oldest first."""
+
+
+class Machine:
+    """One virtual machine; see the module's text. `config`, or the fields of one as keyword arguments.
+
+    `on_event` is called with each `MachineEvent`.
+
+    Raises `viaduct.switch.config.ConfigError` for a configuration that cannot be.
+    """
+
+    def __init__(
+        self,
+        config: MachineConfig | None = None,
+        *,
+        on_event: Callable[[MachineEvent], None] | None = None,
+        leave: Callable[[], None] | None = None,
+        **fields: Any,
+    ) -> None:
+        if config is None:
+            config = build_machine({"console": "none", **fields})
+        self.config = config
+        self.name = config.name
+        self.state: State = "created"
+        self.console = ConsoleTerminal(name=f"{config.name or 'machine'} console")
+        """The guest's serial port, and its virtio console."""
+        self.events: list[MachineEvent] = []
+        """What happened, the last 200."""
+        self._on_event = on_event
+        self._leave = leave
+        self._board: Board | None = None
+        self._started = 0.0
+        self._directory: Path | None = None
+        self._ends: list[ConsoleEnd] = []
+        self._control: MachineControl | None = None
+        self._finished: asyncio.Future[MachineEnd] | None = None
+        self._task: asyncio.Task[None] | None = None
+        self._resetting: asyncio.Task[None] | None = None
+        self._turn = asyncio.Lock()
+
+    # Life.
+
+    def start(self, *, paused: bool = False) -> asyncio.Task[None]:
+        """Switches the machine on. The task ends when its guest runs, or raises `MachineError`; it may be awaited, or
+        left alone: `wait` raises the same."""
+        if self._task is None:
+            self._finished = asyncio.get_running_loop().create_future()
+            self._task = asyncio.create_task(self._start(paused), name=f"start of machine {self.name}")
+        return self._task
+
+    async def wait(self) -> MachineEnd:
+        """Waits until the guest has been switched off, whoever did it. Raises `MachineError` if it did not start."""
+        await self.start()
+        assert self._finished is not None
+        return await asyncio.shield(self._finished)
+
+    async def pause(self) -> None:
+        """Stops the vCPUs between two instructions; devices go on. Raises `MachineError`."""
+        async with self._turn:
+            board = self._running_board()
+            if self.state == "running":
+                await board.pause()
+                self._set("paused", "paused", "the vCPUs stand still")
+
+    async def resume(self) -> None:
+        """Lets the vCPUs run. Raises `MachineError`."""
+        async with self._turn:
+            board = self._running_board()
+            if self.state == "paused":
+                await board.resume()
+                self._set("running", "resumed", "the vCPUs run")
+
+    async def reset(self) -> None:
+        """Switches the machine off and on again; what its disks have stays. Raises `MachineError`."""
+        async with self._turn:
+            await self._running_board().close()
+            self._board = None
+            try:
+                await self._switch_on(paused=False)
+            except MachineError as error:
+                self.finish("failed", 1, f"could not be switched on again: {error}")
+                raise
+            self._set("running", "reset", "the machine was switched off and on again")
+
+    async def stop(self) -> None:
+        """Switches the machine off at once, as pulling its plug does, and lets go of everything. Twice does no harm."""
+        self.finish("stopped", 0)
+        await self.close()
+
+    def finish(self, reason: str, code: int, detail: str = "") -> None:
+        """Says that the guest has ended: `wait` returns. The first reason counts."""
+        if self._finished is not None and not self._finished.done():
+            self._finished.set_result(MachineEnd(reason, code, detail))
+            if self._board is not None:
+                self._board.vm.request_pause()
+            self._record("ended", f"{reason}: {detail}" if detail else reason)
+
+    async def close(self) -> None:
+        """Lets go of everything. May be called twice."""
+        for task in (self._task, self._resetting):
+            if task is not None and not task.done():
+                task.cancel()
+            if task is not None:
+                await asyncio.gather(task, return_exceptions=True)
+        async with self._turn:
+            if self._board is not None:
+                await self._board.close()
+                self._board = None
+            self.state = "stopped"
+        self.console.close()
+        if self._control is not None:
+            await self._control.close()
+            self._control = None
+        while self._ends:
+            await self._ends.pop().close()
+        if self._directory is not None:
+            directory.release(self._directory)
+            self._directory = None
+
+    async def __aenter__(self) -> Machine:
+        await self.start()
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        await self.stop()
+
+    # Looking at it.
+
+    def status(self) -> MachineStatus:
+        """The machine as it is now."""
+        board = self._board
+        return MachineStatus(
+            name=self.name,
+            state=self.state,
+            pid=os.getpid(),
+            engine=board.engine if board is not None else self.config.engine,
+            cpus=self.config.cpus,
+            memory=self.config.memory,
+            started=self._started,
+            kernel=self.config.kernel,
+            devices=tuple(board.devices) if board is not None else (),
+            console=str(self._directory / directory.CONSOLE) if self._directory is not None else "",
+            events=tuple(self.events[-20:]),
+        )
+
+    def exits(self) -> list[tuple[int, str, int | None, str, int, int]]:
+        """The exits since the guest was switched on: vCPU, reason, port or address, device, count, nanoseconds."""
+        return self._board.vm.exits() if self._board is not None else []
+
+    # How it works.
+
+    async def _start(self, paused: bool) -> None:
+        try:
+            self.name = self.name or directory.free_name()
+            self._directory = directory.claim(self.name)
+            ends = [self.config.console, f"socket:{self._directory / directory.CONSOLE}"]
+            self._control = MachineControl(self, self._directory / directory.CONTROL)
+            await self._control.start()
+            async with self._turn:
+                await self._switch_on(paused)
+            for kind in ends:
+                end = console_end(kind, self.console, self._leave)
+                await end.start()
+                self._ends.append(end)
+        except (MachineError, OSError, ValueError) as error:
+            assert self._finished is not None
+            self._finished.cancel()
+            text = str(error)
+            raise error if isinstance(error, MachineError) else MachineError(text) from error
+        self._set("paused" if paused else "running", "started", f"{self.config.cpus} vCPUs, {self.config.kernel}")
+
+    async def _switch_on(self, paused: bool) -> None:
+        self.state = "starting"
+        self._board = await Board.build(self.config, self.name, self.console, self._from_board)
+        self._started = time.time()
+        await self._board.start(paused=paused)
+
+    def _running_board(self) -> Board:
+        if self._board is None or self.state not in ("running", "paused"):
+            raise MachineError(f"machine {self.name} is {self.state}; it has to run for that")
+        return self._board
+
+    def _from_board(self, kind: str, text: str, code: int = 0) -> None:
+        """What the board reports, on the loop: a thing to know, or the end."""
+        if kind == "reset":
+            if self.config.on_reset == "stop":
+                self.finish("reset", 0, text)
+            elif self._resetting is None or self._resetting.done():
+                self._resetting = asyncio.create_task(self._reset_by_guest())
+        elif kind in ("shutdown", "exit", "failed", "triple-fault"):
+            self.finish(kind, code, text)
+        else:
+            self._record(kind, text)
+
+    async def _reset_by_guest(self) -> None:
+        with contextlib.suppress(MachineError):  # it has ended with that
+            await self.reset()
+
+    def _set(self, state: State, kind: str, text: str) -> None:
+        self.state = state
+        self._record(kind, text)
+
+    def _record(self, kind: str, text: str) -> None:
+        event = MachineEvent(time.time(), kind, text)
+        self.events.append(event)
+        del self.events[:-200]
+        level = logging.WARNING if kind in ("driver-error", "device-failed", "panic") else logging.INFO
+        log.log(level, "machine %s: %s: %s", self.name, kind, text)
+        if self._on_event is not None:
+            self._on_event(event)
