@@ -9,5 +9,6 @@ it.
     guest_image.py  those of the guests
     checkout.py     this repository as the lab sees it
     machine.py      the lab itself, running one command
+    guest.py        a guest in the lab, run by us or by QEMU
     relay.py        tests that pytest on the host collects, pytest in the lab runs, and both report
 """

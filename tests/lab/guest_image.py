@@ -23,7 +23,7 @@ DIRECTORY = "guest"
 """Below the tree's root: `bzImage`, `vmlinux`, `initramfs` and `version`."""
 MODULES = (
     "virtio_mmio", "virtio_pci", "virtio_net", "virtio_blk", "virtio_rng", "virtio_balloon", "virtio_console",
-    "vmw_vsock_virtio_transport", "9p", "9pnet_virtio", "virtiofs", "virtio_iommu",
+    "vmw_vsock_virtio_transport", "9p", "9pnet_virtio", "virtiofs", "virtio_iommu", "erofs", "overlay",
     "e1000", "8139cp", "8139too", "pvpanic_mmio", "pvpanic_pci", "rtc_cmos", "i8042", "ext4", "crc32c_generic",
     "af_packet",
 )  # fmt: skip

@@ -8,6 +8,7 @@ mount -t proc proc /proc
 mount -t sysfs sys /sys
 mount -t devtmpfs dev /dev
 mount -t tmpfs tmp /tmp
+echo /bin/modprobe >/proc/sys/kernel/modprobe
 read -r uptime _ </proc/uptime
 echo "init at $uptime"
 # Drivers load as udev would load them: each device says what it is. Those of a bus bring new devices with them.
@@ -32,6 +33,7 @@ serve() {
     done
 }
 # Orphans become children of this process, and busybox loses what it has read of a line when a child ends. So another reads.
-serve <&0 &
+exec 3<&0 # because what runs behind has no standard input
+serve <&3 &
 wait $!
 poweroff -f
