@@ -16,6 +16,7 @@ from typing import Any
 COMMANDS = {
     "demo": "viaduct.cli.demo:demo",
     "run": "viaduct.cli.run:run",
+    "up": "viaduct.cli.up:up",
     "vm": "viaduct.cli.vm:app",
     "switch": "viaduct.cli.switch:switch",
     "upgrade": "viaduct.cli.upgrade:upgrade",

@@ -47,7 +47,7 @@ def run(
     console: Annotated[
         str | None, typer.Option(metavar="stdio|socket:PATH|file:PATH|none", help="The guest's console.")
     ] = None,
-    name: Annotated[str | None, typer.Option(metavar="NAME", help="For `viaduct vm` [default: vm1, ...].")] = None,
+    name: Annotated[str | None, typer.Option("--name", metavar="NAME", help="For `viaduct vm` [default: vm1].")] = None,
     boot: Annotated[
         str | None, typer.Option(metavar="auto|bzimage|pvh|linux|multiboot|flat", help="How the kernel is started.")
     ] = None,
@@ -107,7 +107,7 @@ def _machine_config(told: dict[str, Any], file: str | None) -> MachineConfig:
     from viaduct.vmm.config_toml import load_machine_table
 
     if file is not None:
-        table = load_machine_table(file)
+        table = load_machine_table(file, told.get("name"))
         return build_machine({**table, **told}, Path(file).absolute().parent)
     if "kernel" not in told:
         raise ConfigError("--kernel FILE is needed, or --config FILE.toml that names one")

@@ -34,9 +34,16 @@ class NetConfig(msgspec.Struct, frozen=True):
     machines: tuple[MachineConfig, ...]
 
 
-def load_machine_table(path: str | os.PathLike[str]) -> dict[str, Any]:
-    """The table of one machine, unchecked but for being TOML. Raises `ConfigError`."""
-    return _read(Path(path))[0]
+def load_machine_table(path: str | os.PathLike[str], name: str | None) -> dict[str, Any]:
+    """The table of one machine, unchecked: the file's own, or in a net that of the machine `name`. Raises
+    `ConfigError`."""
+    data, _ = _read(Path(path))
+    if not isinstance(machines := data.get("machines"), dict):
+        return data
+    if name not in machines or not isinstance(machines[name], dict):
+        known = ", ".join(machines) or "none"
+        raise ConfigError(f"is a net of machines; choose one with --name ({known})", source=str(path))
+    return dict(machines[name])
 
 
 def load_net(path: str | os.PathLike[str]) -> NetConfig:

@@ -9,6 +9,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import hashlib
 from contextlib import AsyncExitStack
 from pathlib import Path
@@ -51,7 +52,7 @@ async def open_virtio(nic: NicConfig, mac: bytes, machine: str, stack: AsyncExit
     from viaduct.vmm.back_end.vhost_user import VhostUserBackEnd
 
     return VhostUserBackEnd(
-        socket_of(nic, machine),
+        await asyncio.to_thread(socket_of, nic, machine),
         DeviceType.NET,
         _QUEUES,
         config=NetConfig(mac=mac).pack(),
