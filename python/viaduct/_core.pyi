@@ -4,6 +4,9 @@ from collections.abc import Sequence
 from typing import Any, Literal, final
 
 from viaduct._core_vmm import BusDevice as BusDevice
+from viaduct._core_vmm import PciFunction as PciFunction
+from viaduct._core_vmm import PciRoot as PciRoot
+from viaduct._core_vmm import VirtioMmio as VirtioMmio
 from viaduct._core_vmm import Vm as Vm
 
 VERSION: str

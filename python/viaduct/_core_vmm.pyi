@@ -1,6 +1,6 @@
 """The part of `viaduct._core` that is a virtual machine. It is no module of its own: import from `viaduct._core`."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Literal, Protocol, final
 
 from viaduct._core import GuestMemory
@@ -100,3 +100,105 @@ class Vm:
         """
     def guest_time(self) -> list[int]:
         """Nanoseconds that each vCPU has spent in the engine: in the guest, or waiting there for an interrupt."""
+
+class VirtioBackend(Protocol):
+    """What stands behind a virtio transport. Called on threads of vCPUs, in the middle of the instruction that wrote a
+    register: each may wait for another thread."""
+
+    def activate(self, features: int, queues: list[tuple[int, int, int, int, int, int, int]], /) -> None:
+        """The driver is ready: the queues run from their beginning. Of each: index, size, guest-physical address of
+        the descriptor, driver and device part, kick and call eventfd, which are the transport's. An exception's text
+        becomes the reason why the device needs a reset (virtio 1.2, 2.1.2)."""
+    def reset(self) -> None:
+        """The driver resets the device: on return no queue is touched any more. Called after every `activate`, one
+        that failed as well, before the next."""
+    def write_config(self, offset: int, data: bytes, /) -> bytes | None:
+        """The driver writes to configuration space, inside of it. Returns the whole space if it is another one now."""
+    def driver_error(self, text: str, /) -> None:
+        """The driver broke a rule. Said at most 16 times in the life of a transport."""
+
+@final
+class VirtioMmio(BusDevice):
+    """A virtio device as registers at `address` (virtio 1.2, 4.2); the caller puts it on the bus there, with `SIZE`.
+
+    `queue_sizes` are powers of two up to 32768; features that the transport does not have are left out of `features`.
+    The interrupt `gsi` is to be described as edge-triggered. `name` is what traces and errors call it. Raises
+    ValueError for what cannot be, or what the engine refused.
+    """
+
+    SIZE: int
+    """Addresses that it takes."""
+
+    def __new__(
+        cls,
+        vm: Vm,
+        backend: VirtioBackend,
+        *,
+        name: str,
+        device_id: int,
+        features: int,
+        queue_sizes: Sequence[int],
+        address: int,
+        gsi: int,
+        config: bytes = b"",
+    ) -> VirtioMmio: ...
+    @property
+    def status(self) -> int:
+        """The device status field (virtio 1.2, 2.1)."""
+    def config_changed(self, config: bytes) -> None:
+        """The device has this configuration space now; a running driver is interrupted if it is another one. Any thread
+        may call. Raises ValueError above 4096 bytes."""
+    def needs_reset(self) -> None:
+        """The device cannot go on until it is reset; tells the driver (virtio 1.2, 2.1.2). Any thread may call."""
+    def power_on(self) -> None:
+        """Back to the state after power-on, which resets the back-end if it was activated: not to be called on a thread
+        that the back-end waits for."""
+    def running_queues(self) -> tuple[int, list[tuple[int, int, int, int, int, int, int]]]:
+        """Features agreed upon, and queues as for `VirtioBackend.activate`; no queues unless the driver has started
+        them. Raises ValueError unless the machine is paused."""
+    def save(self) -> bytes:
+        """Everything that the driver wrote, as JSON. Raises ValueError unless the machine is paused."""
+    def restore(self, state: bytes) -> None:
+        """Goes on from a saved state: the caller activates the back-end, with `running_queues` and where they stood,
+        and signals every eventfd of theirs once. Raises ValueError for the state of another device."""
+
+class PciFunction:
+    """A PCI function made in Rust, for `PciRoot.add`. Python cannot make a bare one."""
+
+    @property
+    def name(self) -> str:
+        """What traces and errors call it."""
+
+@final
+class PciRoot:
+    """PCI bus 0 of a machine, with a host bridge in slot 0.
+
+    `ports`, `memory32` and `memory64` are first address and size of the windows in which base address registers get
+    their first addresses; INTA of slot n is interrupt `gsis[n % 4]`. Raises ValueError for windows that are none.
+    """
+
+    def __new__(
+        cls,
+        vm: Vm,
+        *,
+        ports: tuple[int, int],
+        memory32: tuple[int, int],
+        memory64: tuple[int, int],
+        gsis: tuple[int, int, int, int],
+    ) -> PciRoot: ...
+    def add(self, function: PciFunction, slot: int | None = None) -> int:
+        """Puts a function into slot 1 to 31, or the first free one; returns which. Raises ValueError if it is taken, or
+        there is no room in the windows."""
+    def ecam(self) -> BusDevice:
+        """Configuration space by addresses: 1 MiB for each bus number that is to be answered."""
+    def config_ports(self, reset_control: BusDevice | None = None) -> BusDevice:
+        """Configuration space by the 8 ports from 0xCF8 on; `reset_control` is the register at 0xCF9 inside of them."""
+    def functions(self) -> list[tuple[int, str, list[int | None]]]:
+        """Of each function: slot, name, and where its six base address registers answer."""
+    def power_on(self) -> None:
+        """Bus and functions as after power-on, which resets back-ends: not to be called on a thread they wait for. The
+        machine is paused."""
+    def save(self) -> bytes:
+        """What drivers wrote about all functions alike, as JSON; functions save themselves. The machine is paused."""
+    def restore(self, state: bytes) -> None:
+        """Goes on from a saved state, before the functions do. Raises ValueError for the state of other functions."""

@@ -37,5 +37,5 @@ mod _core {
     #[pymodule_export]
     use super::traffic::{TrafficSink, TrafficSource};
     #[pymodule_export]
-    use super::vmm::{BusDevice, Vm};
+    use super::vmm::{BusDevice, PciFunction, PciRoot, VirtioMmio, Vm};
 }

@@ -71,9 +71,9 @@ class VirtioSlot:
         """The driver resets the device: when this returns, no queue is touched any more."""
         self._on_loop(self._reset())
 
-    def write_config(self, offset: int, data: bytes) -> None:
-        """The driver writes to the configuration space."""
-        self._on_loop(self._write_config(offset, data))
+    def write_config(self, offset: int, data: bytes) -> bytes:
+        """The driver writes to the configuration space. Returns what it is now."""
+        return self._on_loop(self._write_config(offset, data))
 
     def driver_error(self, text: str) -> None:
         """The driver broke a rule."""
@@ -119,8 +119,9 @@ class VirtioSlot:
             self._report("device-failed", f"{self.name}: {error}")
         self.back_end.reset()
 
-    async def _write_config(self, offset: int, data: bytes) -> None:
+    async def _write_config(self, offset: int, data: bytes) -> bytes:
         self.back_end.write_config(offset, data)
+        return self.back_end.config
 
     def _config_changed(self) -> None:
         if self.transport is not None:

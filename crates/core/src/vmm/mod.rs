@@ -1,9 +1,13 @@
 //! The machine for Python.
 
 pub(crate) mod bus_device;
+pub(crate) mod pci;
 mod python_device;
 mod registers;
+pub(crate) mod virtio;
 pub(crate) mod vm;
 
 pub(crate) use bus_device::BusDevice;
+pub(crate) use pci::{PciFunction, PciRoot};
+pub(crate) use virtio::VirtioMmio;
 pub(crate) use vm::Vm;

@@ -109,19 +109,16 @@ pub struct Vm {
 
 impl Vm {
     /// The machine as its devices see it.
-    #[expect(dead_code, reason = "the transports that attach to it follow")]
     pub(crate) fn engine(&self) -> Arc<dyn EngineVm> {
         self.machine.vm()
     }
 
     /// The bus of ports.
-    #[expect(dead_code, reason = "the PCI root that changes it follows")]
     pub(crate) fn ports(&self) -> &Arc<Bus> {
         self.machine.ports()
     }
 
     /// The bus of addresses.
-    #[expect(dead_code, reason = "the PCI root that changes it follows")]
     pub(crate) fn addresses(&self) -> &Arc<Bus> {
         self.machine.addresses()
     }

@@ -14,7 +14,7 @@
 use std::os::fd::AsRawFd;
 use std::sync::atomic::{AtomicU8, AtomicU32, Ordering};
 
-use parking_lot::Mutex;
+use parking_lot::{Mutex, MutexGuard};
 use serde::{Deserialize, Serialize};
 use vmm_sys_util::eventfd::{EFD_CLOEXEC, EFD_NONBLOCK, EventFd};
 
@@ -39,6 +39,8 @@ pub struct Parameters {
     pub features: u64,
     /// The largest size of each of its queues: powers of two.
     pub queue_sizes: Vec<u16>,
+    /// Its configuration space.
+    pub config: Vec<u8>,
 }
 
 /// The eventfds of one queue.
@@ -60,12 +62,6 @@ struct Registers {
     queues: Vec<QueueRegisters>,
     /// The back-end has been activated, and not been reset since.
     active: bool,
-}
-
-#[derive(Default)]
-struct Config {
-    /// `None`: the back-end is asked each time.
-    bytes: Option<Vec<u8>>,
 }
 
 /// Everything that a driver wrote, for a snapshot.
@@ -105,7 +101,7 @@ pub struct FrontEnd {
     events: Vec<QueueEvents>,
     status: AtomicU8,
     generation: AtomicU32,
-    config: Mutex<Config>,
+    config: Mutex<Vec<u8>>,
     registers: Mutex<Registers>,
     reports: AtomicU8,
 }
@@ -134,6 +130,8 @@ impl FrontEnd {
             .iter()
             .map(|_| Ok(QueueEvents { kick: event()?, call: event()? }))
             .collect::<Result<Vec<_>, String>>()?;
+        let config = std::mem::take(&mut parameters.config);
+        check_config(name, &config)?;
         parameters.features = parameters.features & !feature::NOT_OURS | feature::VERSION_1;
         let registers = Registers::of(&parameters);
         Ok(FrontEnd {
@@ -142,7 +140,7 @@ impl FrontEnd {
             events,
             status: AtomicU8::new(0),
             generation: AtomicU32::new(0),
-            config: Mutex::default(),
+            config: Mutex::new(config),
             registers: Mutex::new(registers),
             reports: AtomicU8::new(0),
         })
@@ -279,7 +277,7 @@ impl FrontEnd {
     pub fn report(&self, text: &str) {
         let count = |reports: u8| (reports < REPORTS).then_some(reports + 1);
         if self.reports.fetch_update(Ordering::Relaxed, Ordering::Relaxed, count).is_ok() {
-            self.backend.driver_error(&format!("{}: {text}", self.parameters.name));
+            self.backend.driver_error(text);
         }
     }
 
@@ -388,59 +386,38 @@ impl FrontEnd {
 
     /// Reads configuration space; zero behind its end.
     pub fn read_config(&self, offset: u64, data: &mut [u8]) {
-        data.fill(0);
-        let Ok(offset) = u32::try_from(offset) else { return };
-        {
-            let config = self.config.lock();
-            if let Some(bytes) = &config.bytes {
-                let from = bytes.get(offset as usize..).unwrap_or_default();
-                let len = from.len().min(data.len());
-                data[..len].copy_from_slice(&from[..len]);
-                return;
-            }
+        let config = self.config.lock();
+        for (at, byte) in (offset..).zip(data) {
+            *byte = usize::try_from(at).ok().and_then(|at| config.get(at)).copied().unwrap_or(0);
         }
-        self.backend.read_config(offset, data);
     }
 
-    /// Writes configuration space. What is kept of it here is read from the device again.
+    /// Writes configuration space, inside of it.
     pub fn write_config(&self, offset: u64, data: &[u8]) {
-        let Ok(offset) = u32::try_from(offset) else { return };
-        let Some(len) = self.config.lock().bytes.as_ref().map(Vec::len) else {
-            return self.backend.write_config(offset, data);
-        };
-        if (offset as usize).saturating_add(data.len()) > len {
+        let len = self.config.lock().len() as u64;
+        if offset.checked_add(data.len() as u64).is_none_or(|end| end > len) {
             return;
         }
-        self.backend.write_config(offset, data);
-        let mut bytes = vec![0; len];
-        self.backend.read_config(0, &mut bytes);
-        self.keep_config(bytes);
+        // At most CONFIG_MAX.
+        let changed = self.backend.write_config(offset as u32, data);
+        if let Some(Err(text)) = changed.map(|bytes| self.set_config(&bytes)) {
+            self.report(&text);
+        }
     }
 
-    /// Keeps the configuration space, so that reading it does not need the device. Returns whether it is another one than
-    /// before.
+    /// The device has this configuration space now. Returns whether it is another one than before.
     ///
     /// # Errors
     /// It is longer than any device's.
     pub fn set_config(&self, bytes: &[u8]) -> Result<bool, String> {
-        if bytes.len() > CONFIG_MAX {
-            return Err(format!(
-                "{}: a configuration space of {} bytes; at most {CONFIG_MAX} are possible",
-                self.parameters.name,
-                bytes.len()
-            ));
-        }
-        Ok(self.keep_config(bytes.to_vec()))
-    }
-
-    fn keep_config(&self, bytes: Vec<u8>) -> bool {
+        check_config(&self.parameters.name, bytes)?;
         let mut config = self.config.lock();
-        if config.bytes.as_ref() == Some(&bytes) {
-            return false;
+        if *config == bytes {
+            return Ok(false);
         }
-        config.bytes = Some(bytes);
+        *config = bytes.to_vec();
         self.generation.fetch_add(1, Ordering::AcqRel);
-        true
+        Ok(true)
     }
 
     /// The queues that run, for who goes on with them after [`FrontEnd::restore`], and the features agreed upon.
@@ -448,16 +425,26 @@ impl FrontEnd {
     /// # Errors
     /// The state that was restored is not one that this device can have.
     pub fn running_queues(&self) -> Result<(u64, Vec<QueueSetup>), String> {
-        let registers = self.registers.lock();
+        let registers = self.at_rest()?;
         let features = registers.features();
         let queues = if self.running() { self.setup(&registers, features)? } else { Vec::new() };
         Ok((features, queues))
     }
 
+    /// The registers, for who must not wait: a vCPU that changes them may be waiting for the one who asks.
+    fn at_rest(&self) -> Result<MutexGuard<'_, Registers>, String> {
+        self.registers
+            .try_lock()
+            .ok_or_else(|| format!("{}: a vCPU is changing it; wait until the machine is paused", self.parameters.name))
+    }
+
     /// Everything that the driver wrote. The vCPUs are paused.
-    pub fn save(&self) -> FrontEndState {
-        let registers = self.registers.lock().clone();
-        FrontEndState { status: self.status(), generation: self.generation(), registers }
+    ///
+    /// # Errors
+    /// They are not.
+    pub fn save(&self) -> Result<FrontEndState, String> {
+        let registers = self.at_rest()?.clone();
+        Ok(FrontEndState { status: self.status(), generation: self.generation(), registers })
     }
 
     /// Goes on from a saved state; `connect` as in [`FrontEnd::write_status`]. The owner activates the back-end, with the
@@ -482,12 +469,20 @@ impl FrontEnd {
         if state.status & status::DRIVER_OK != 0 {
             connect(&self.setup(&state.registers, state.registers.features())?)?;
         }
-        let mut registers = self.registers.lock();
+        let mut registers = self.at_rest()?;
         *registers = state.registers.clone();
         self.generation.store(state.generation, Ordering::Release);
         self.status.store(state.status, Ordering::Release);
         Ok(())
     }
+}
+
+fn check_config(name: &str, bytes: &[u8]) -> Result<(), String> {
+    let len = bytes.len();
+    if len > CONFIG_MAX {
+        return Err(format!("{name}: a configuration space of {len} bytes; at most {CONFIG_MAX} are possible"));
+    }
+    Ok(())
 }
 
 impl Registers {

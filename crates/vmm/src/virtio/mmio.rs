@@ -148,8 +148,12 @@ impl VirtioMmio {
     }
 
     /// Everything that the driver wrote. The vCPUs are paused.
-    pub fn save(&self) -> MmioState {
-        MmioState { front_end: self.front_end.save(), interrupt_status: self.config_changed.load(Ordering::Acquire) }
+    ///
+    /// # Errors
+    /// [`FrontEnd::save`].
+    pub fn save(&self) -> Result<MmioState, String> {
+        let interrupt_status = self.config_changed.load(Ordering::Acquire);
+        Ok(MmioState { front_end: self.front_end.save()?, interrupt_status })
     }
 
     /// Goes on from a saved state. The owner activates the back-end.

@@ -80,11 +80,9 @@ pub trait VirtioBackend: Send + Sync {
     /// The driver resets the device: when this returns, no queue is touched any more (virtio 1.2, 2.4).
     fn reset(&self);
 
-    /// Fills `data` from the device's configuration space; what lies behind its end reads as zero.
-    fn read_config(&self, offset: u32, data: &mut [u8]);
-
-    /// Takes a driver's write to configuration space; what may not be written is ignored.
-    fn write_config(&self, offset: u32, data: &[u8]);
+    /// Takes a driver's write to configuration space; what may not be written is ignored. Returns the whole space, if it is
+    /// another one now.
+    fn write_config(&self, offset: u32, data: &[u8]) -> Option<Vec<u8>>;
 
     /// The driver broke a rule; `text` says which one, for the machine's log. Said a few times only, however often it
     /// happens.

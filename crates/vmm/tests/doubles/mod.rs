@@ -198,21 +198,11 @@ impl VirtioBackend for NotingBackend {
         self.told.lock().push(Told::Reset);
     }
 
-    fn read_config(&self, offset: u32, data: &mut [u8]) {
-        let config = self.config.lock();
-        for (at, byte) in data.iter_mut().enumerate() {
-            *byte = config.get(offset as usize + at).copied().unwrap_or(0);
-        }
-    }
-
-    fn write_config(&self, offset: u32, data: &[u8]) {
+    fn write_config(&self, offset: u32, data: &[u8]) -> Option<Vec<u8>> {
         self.told.lock().push(Told::WriteConfig(offset, data.to_vec()));
         let mut config = self.config.lock();
-        for (at, byte) in data.iter().enumerate() {
-            if let Some(slot) = config.get_mut(offset as usize + at) {
-                *slot = *byte;
-            }
-        }
+        config[offset as usize..][..data.len()].copy_from_slice(data);
+        Some(config.to_vec())
     }
 
     fn driver_error(&self, text: &str) {
