@@ -26,6 +26,8 @@ if TYPE_CHECKING:
 
 PATIENCE = 1.0
 """Seconds a front-end has to answer a miss."""
+RETRY = 1.0
+"""Seconds after a refusal until who still waits asks again: a ring's page may be mapped by now, and nobody says so."""
 REPORT_INTERVAL = 1.0
 """Seconds between two reports of forbidden accesses: a guest may provoke any number, and QEMU logs each."""
 
@@ -62,6 +64,7 @@ class Iommu:
         self._loop = asyncio.get_running_loop()
         self._deadlines: dict[tuple[int, bool], float] = {}
         self._timer: asyncio.TimerHandle | None = None
+        self._retry: asyncio.TimerHandle | None = None
         self._next_report = 0.0
         self._loop.add_reader(self._event_fd, self._work)
 
@@ -98,14 +101,16 @@ class Iommu:
     def pause(self) -> None:
         """Asks for nothing and gives nothing up, until `go_on`."""
         self._loop.remove_reader(self._event_fd)
-        if self._timer is not None:
-            self._timer.cancel()
-            self._timer = None
+        for timer in (self._timer, self._retry):
+            if timer is not None:
+                timer.cancel()
+        self._timer = self._retry = None
 
     def go_on(self) -> None:
         """Ends what `pause` began."""
         self._loop.add_reader(self._event_fd, self._work)
         self._expire()
+        self._ask_again_later()
 
     def close(self) -> None:
         """Asks for nothing more."""
@@ -152,6 +157,16 @@ class Iommu:
     def _refuse(self, miss: tuple[int, bool]) -> None:
         if self.table.refuse(*miss):
             self._tell()
+            self._ask_again_later()
+
+    def _ask_again_later(self) -> None:
+        """Chains whose page is refused are given up, but a ring goes on waiting for its pages."""
+        if self._retry is None:
+            self._retry = self._loop.call_later(RETRY, self._ask_again)
+
+    def _ask_again(self) -> None:
+        self._retry = None
+        self._answered()
 
     def _report(self, channel: BackChannel | None) -> None:
         forbidden = self.table.take_forbidden()

@@ -80,6 +80,7 @@ async def link(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator
     # What is answered is never given up, however late this machine lets the answer come, and is reported once.
     monkeypatch.setattr(iommu_module, "PATIENCE", 3600.0)
     monkeypatch.setattr(iommu_module, "REPORT_INTERVAL", 3600.0)
+    monkeypatch.setattr(iommu_module, "RETRY", 3600.0)
     ports = {name: f"vhost-user:{tmp_path}/{name}.sock" for name in ("behind", "plain")}
     async with (
         Switch(build_config({"ports": ports})) as switch,
@@ -235,6 +236,29 @@ async def test_rings_start_when_their_translations_have_come(link: Link, monkeyp
     # It was given up meanwhile; any news is a reason to look again.
     assert await link.behind.update(IOVA, PAGE, USER + (PAGES - 1) * PAGE, READ | WRITE) == 0
     await until(lambda: link.up("behind"))
+
+
+@pytest.mark.parametrize("page", [0, 5, 6])
+async def test_a_page_of_a_ring_that_was_refused_is_asked_for_again(
+    link: Link, monkeypatch: pytest.MonkeyPatch, page: int
+) -> None:
+    monkeypatch.setattr(iommu_module, "RETRY", 0.05)
+    await link.start()
+    await transmit(link, 5, "before")
+    await link.arrived(0, "before")
+    iova = IOVA + page * PAGE
+    mapped = link.behind.domain[iova]
+    before = link.behind.missed(iova)
+    await link.behind.invalidate(iova)
+    await until(lambda: link.behind.missed(iova) > before + 1)
+    # From here on nobody says anything by himself.
+    link.behind.domain[iova] = mapped
+    await transmit(link, 5, "after")
+    link.behind.add(RECEIVE, link.behind.buffer(10), PAGE)
+    await link.arrived(1, "after")
+    while not link.behind.used(RECEIVE):
+        await link.send_plain("and back")
+    assert link.drops("iommu") == 0
 
 
 async def test_what_was_known_is_forgotten_with_the_last_ring(link: Link) -> None:
