@@ -201,6 +201,56 @@ fn a_chain_is_refused_when_the_front_end_refuses_what_it_waits_for() {
 }
 
 #[test]
+fn a_chain_that_is_waited_for_can_be_given_up() {
+    for layout in LAYOUTS {
+        let mut platform = Platform::new(&queue(layout));
+        let mut device = platform.started();
+        platform.map(ABOVE + DATA, DATA, PAGE, 1);
+        platform.add(&[(ABOVE + DATA + PAGE, 10), (ABOVE + DATA + 2 * PAGE, 10)], &[], 0);
+        platform.add(&[(ABOVE + DATA, 20)], &[], 1);
+        assert!(!device.give_up_chain(), "nothing is waited for");
+        assert_eq!(platform.peek(&mut device), []);
+        assert!(device.give_up_chain());
+        assert!(!device.is_waiting());
+        assert_eq!(platform.peek(&mut device), [None, Some(20)]);
+        assert_eq!(platform.give_back(&mut device), [0, 1]);
+        device.translations_removed(ABOVE, ABOVE);
+        assert!(device.translations_changed() || !device.is_waiting(), "it is known again");
+        platform.iotlb.invalidate(ABOVE, ABOVE + DATA - 1);
+        device.translations_removed(ABOVE, ABOVE);
+        assert!(device.is_waiting() && !device.give_up_chain(), "its ring must not be touched");
+    }
+}
+
+#[test]
+fn what_is_only_shown_is_neither_asked_nor_waited_for() {
+    for layout in LAYOUTS {
+        let mut platform = Platform::new(&queue(layout));
+        let mut device = platform.started();
+        platform.map(ABOVE + DATA, DATA, 3 * PAGE, 1);
+        for page in 0..3 {
+            platform.add(&[(ABOVE + DATA + page * PAGE, 10)], &[], page);
+        }
+        assert_eq!(platform.peek(&mut device), [Some(10), Some(10), Some(10)]);
+        let mut shown = Batch::default();
+        assert_eq!(device.look(&mut shown, 2), 2);
+        // Between looking and showing the driver takes a page away.
+        platform.iotlb.invalidate(ABOVE + DATA + PAGE, ABOVE + DATA + 2 * PAGE - 1);
+        shown.clear();
+        assert_eq!(device.look(&mut shown, 3), 1);
+        assert_eq!((shown.chains.len(), shown.spans.len()), (1, 1));
+        platform.iotlb.invalidate(ABOVE + DATA, ABOVE + DATA + PAGE - 1);
+        shown.clear();
+        assert_eq!(device.look(&mut shown, 3), 0);
+        assert!(!device.is_waiting());
+        assert_eq!(platform.missed(), []);
+        assert_eq!(platform.give_back(&mut device), [0, 1, 2]);
+        platform.add(&[(ABOVE + DATA + 2 * PAGE, 30)], &[], 3);
+        assert_eq!(platform.peek(&mut device), [Some(30)]);
+    }
+}
+
+#[test]
 fn an_indirect_table_is_translated_for_reading() {
     for layout in LAYOUTS {
         let mut platform = Platform::new(&QueueConfig { indirect: true, ..queue(layout) });

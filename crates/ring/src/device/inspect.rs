@@ -6,8 +6,8 @@
 use viaduct_memory::RegionCache;
 
 use super::{DeviceQueue, Ring, Waiting};
-use crate::Chain;
 use crate::descriptor::{BYTES, Descriptor, INDIRECT, NEXT};
+use crate::{Batch, Chain};
 
 /// Most descriptors of one chain that are shown.
 const SHOWN: usize = 64;
@@ -38,6 +38,26 @@ impl DeviceQueue {
             Ring::Split(ring) => ring.waiting(),
             Ring::Packed(ring) => ring.waiting(),
         }
+    }
+
+    /// Peeks for somebody who shows what is there: nothing is asked for, waited for or found broken because of it. Returns how
+    /// many chains of `most` were found.
+    pub fn look(&mut self, batch: &mut Batch, most: usize) -> usize {
+        if self.broken.is_some() {
+            return 0;
+        }
+        let before = batch.chains.len();
+        // Who peeks in earnest hears of an error; chains before the bad one are whole.
+        let _ = match &mut self.ring {
+            Ring::Split(ring) => ring.peek(&self.memory, &mut self.cache, batch, most),
+            Ring::Packed(ring) => ring.peek(&self.memory, &mut self.cache, batch, most),
+        };
+        batch.misses.clear();
+        if let Some((chains, spans)) = batch.blocked.take() {
+            batch.chains.truncate(chains);
+            batch.spans.truncate(spans);
+        }
+        batch.chains.len() - before
     }
 
     /// Where in the available ring (split) or the descriptor ring (packed) the chain stands before which the chains of

@@ -51,6 +51,14 @@ impl DeviceQueue {
         found
     }
 
+    /// Waits no longer for the translation that the next chain needs, as if the front-end had refused it. Returns whether the
+    /// queue waited for one; a ring that must not be touched has to be waited for.
+    pub fn give_up_chain(&mut self) -> bool {
+        let Waiting::Chain(miss) = self.waiting else { return false };
+        self.waiting = Waiting::Refused(miss);
+        true
+    }
+
     pub(super) fn wait(&mut self, what: Waiting, addr: u64) {
         self.waiting = what;
         self.broken = Some(RingError::Untranslated { addr });

@@ -5,6 +5,7 @@
 
 use super::{BATCH, Forwarder, Progress};
 use crate::fabric::{Fabric, SourceId};
+use crate::port::Input;
 
 impl Forwarder {
     /// Deals with every frame of `source` that is not the first to be taken next: what was delivered goes back to the
@@ -16,11 +17,25 @@ impl Forwarder {
             self.bounds.most = 0;
         }
         while let Some(begun) = begun(fabric, source) {
-            if !matches!(self.forward_up_to(fabric, source, begun), Progress::Moved(_) | Progress::Waiting) {
-                break;
+            match self.forward_up_to(fabric, source, begun) {
+                Progress::Moved(_) | Progress::Waiting => {}
+                Progress::Idle if give_up(fabric, source) => {}
+                _ => break,
             }
         }
         self.bounds = bounds;
+    }
+}
+
+/// What is in front was taken away by the guest's IOMMU, and waits for a translation that nobody may be left to bring: it is
+/// dropped. Returns whether this was why nothing was there. A ring that was itself taken away cannot be touched.
+fn give_up(fabric: &Fabric, source: SourceId) -> bool {
+    let Some(slot) = fabric.port(source.port).and_then(|port| port.inputs.get(usize::from(source.queue))) else {
+        return false;
+    };
+    match &mut slot.state.lock().input {
+        Input::Vhost(input) => input.queue().give_up_chain(),
+        _ => false,
     }
 }
 

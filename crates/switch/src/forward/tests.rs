@@ -1,6 +1,7 @@
 use std::sync::Arc;
 
 use parking_lot::Mutex;
+use viaduct_memory::iotlb::{Iotlb, Translation};
 use viaduct_memory::{GuestMemory, RegionCache};
 use viaduct_ring::{DeviceQueue, DriverQueue, Layout, QueueConfig};
 
@@ -99,6 +100,57 @@ fn a_queue_disabled_while_a_frame_waits_starts_afresh() {
     send(2);
     assert_eq!(forwarder.forward(&fabric, source), Progress::Moved(2));
     assert_eq!(swallowed(&fabric), 3);
+}
+
+#[test]
+fn a_source_whose_buffer_is_unmapped_while_it_waits_gives_back_what_was_delivered() {
+    for patient in [false, true] {
+        const PAGE: u64 = 0x1000;
+        let signal = std::fs::File::options().write(true).open("/dev/null").expect("it is there").into();
+        let iotlb = Arc::new(Iotlb::new(signal));
+        iotlb.update(Translation::new(0, 1 << 20, 0, 3).expect("a legal translation"));
+        let (memory, mut driver, mut sender) = queue();
+        let config = *sender.queue.config();
+        sender.queue = DeviceQueue::new(memory.behind(iotlb.clone()), &config).expect("a legal queue");
+        let (_, _, full) = queue();
+        let macs = Arc::new(MacTable::new());
+        let mut fabric = Fabric::new(1, macs.clone());
+        fabric.ports = vec![
+            port(0, Input::Vhost(Box::new(VhostInput::new(sender))), Output::Down),
+            port(1, Input::Stopped, Output::Vhost(Box::new(VhostOutput::new(full)))),
+            port(2, Input::Stopped, Output::Null(Null)),
+        ];
+        for station in [1, 2] {
+            macs.learn(macs.key(u64::from_le_bytes([2, 0, 0, 0, 0, station, 0, 0]), 0), station.into());
+        }
+        // Two for the one that has no room, in a page of their own, then some that overtake them.
+        for (number, station) in [1, 1, 2, 2, 2].into_iter().enumerate() {
+            let frame = [&[0; 12][..], &[2, 0, 0, 0, 0, station], &[2, 0, 0, 0, 0, 9], &[0; 48]].concat();
+            let at = 0x10000 + PAGE * u64::from(station) + 0x100 * number as u64;
+            let span = memory.translate(&mut RegionCache::default(), at, frame.len() as u32).expect("in memory");
+            // SAFETY: `memory` is alive.
+            unsafe { span.write(0, &frame) };
+            assert!(driver.add(&[(at, frame.len() as u32)], &[], number as u64).expect("a legal chain"));
+        }
+        driver.publish();
+        let mut forwarder = Forwarder::new();
+        forwarder.bounds.most = u64::MAX;
+        let source = SourceId { port: 0, queue: 0 };
+        assert_eq!(forwarder.forward(&fabric, source), Progress::Waiting);
+        let swallowed = || fabric.port(2).expect("there").outputs[0].counters.frames.get();
+        assert_eq!(swallowed(), 3);
+        let (first, last) = (0x10000 + PAGE, 0x10000 + 2 * PAGE - 1);
+        iotlb.invalidate(first, last);
+        if let Input::Vhost(input) = &mut fabric.port(0).expect("there").inputs[0].state.lock().input {
+            input.queue().translations_removed(first, last);
+        }
+        forwarder.settle(&fabric, source, patient);
+        let given_back: Vec<_> = std::iter::from_fn(|| driver.take().expect("a legal ring")).collect();
+        assert_eq!(given_back.iter().map(|(token, _)| *token).collect::<Vec<_>>(), [0, 1, 2, 3, 4]);
+        assert_eq!(swallowed(), 3, "each once");
+        let dropped = &fabric.port(0).expect("there").inputs[0].counters.drops[DropReason::Iommu as usize];
+        assert_eq!(dropped.get(), 2);
+    }
 }
 
 #[test]
