@@ -14,6 +14,7 @@ from typer.core import TyperGroup
 from .device_console import console
 from .device_rng import rng
 from .device_service import Client, Socket, serve_device
+from .device_vsock import vsock
 from .failure import FAILED, USAGE, Failure
 
 CLASS = "MODULE.py:CLASS"
@@ -68,3 +69,4 @@ def user_class(
 
 app.command("console")(console)
 app.command("rng")(rng)
+app.command("vsock")(vsock)
