@@ -3,6 +3,13 @@
 from collections.abc import Sequence
 from typing import Any, Literal, final
 
+from viaduct._core_platform import I8042 as I8042
+from viaduct._core_platform import DebugExit as DebugExit
+from viaduct._core_platform import Pvpanic as Pvpanic
+from viaduct._core_platform import ResetControl as ResetControl
+from viaduct._core_platform import Rtc as Rtc
+from viaduct._core_platform import Serial as Serial
+from viaduct._core_platform import SleepControl as SleepControl
 from viaduct._core_vmm import BusDevice as BusDevice
 from viaduct._core_vmm import PciFunction as PciFunction
 from viaduct._core_vmm import PciRoot as PciRoot

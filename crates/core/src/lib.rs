@@ -37,5 +37,7 @@ mod _core {
     #[pymodule_export]
     use super::traffic::{TrafficSink, TrafficSource};
     #[pymodule_export]
+    use super::vmm::platform::{DebugExit, I8042, Pvpanic, ResetControl, Rtc, Serial, SleepControl};
+    #[pymodule_export]
     use super::vmm::{BusDevice, PciFunction, PciRoot, VirtioMmio, Vm};
 }

@@ -2,6 +2,7 @@
 
 pub(crate) mod bus_device;
 pub(crate) mod pci;
+pub(crate) mod platform;
 mod python_device;
 mod registers;
 pub(crate) mod virtio;
