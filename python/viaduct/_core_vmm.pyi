@@ -89,6 +89,18 @@ class Vm:
         """Whether all vCPUs are parked after a pause."""
     def resume(self) -> None:
         """Lets all vCPUs go on, those that have halted as well."""
+    def save(self) -> str:
+        """vCPUs, interrupt controllers and clocks of a paused machine as JSON. Memory and devices are not in it."""
+    def restore(self, state: str) -> None:
+        """Puts that back into a machine made alike, before it is started or while it is paused.
+
+        Raises ValueError for a state that is none; OSError or RuntimeError where this host cannot be like the old one.
+        """
+    def reset(self) -> None:
+        """Makes vCPUs, interrupt controllers and clocks those of a new machine, while it is paused.
+
+        The caller resets devices, loads the kernel anew, sets registers, and resumes.
+        """
     def stop(self) -> None:
         """Ends the threads of all vCPUs, and waits for them."""
     def close(self) -> None:

@@ -18,6 +18,8 @@ use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 use parking_lot::{Condvar, Mutex, MutexGuard};
+use serde::{Deserialize, Serialize};
+use serde_json::Value;
 
 use crate::bus::Bus;
 use crate::engine::{EngineError, Kick, OwnedVm, Parts, Vcpu, Vm};
@@ -104,6 +106,7 @@ pub(crate) struct Processor {
 
 /// What the threads share.
 pub(crate) struct Shared {
+    pub(crate) vm: Arc<dyn OwnedVm>,
     pub(crate) ports: Arc<Bus>,
     pub(crate) addresses: Arc<Bus>,
     pub(crate) processors: Vec<Processor>,
@@ -164,6 +167,13 @@ impl Shared {
     }
 }
 
+/// A machine's state as its engine has saved it. Memory and devices are saved by their owners.
+#[derive(Clone, Debug, Deserialize, Serialize)]
+pub struct MachineState {
+    vm: Value,
+    vcpus: Vec<Value>,
+}
+
 /// A machine.
 pub struct Machine {
     vm: Arc<dyn OwnedVm>,
@@ -172,14 +182,19 @@ pub struct Machine {
 }
 
 impl Machine {
-    /// A machine of what an engine gave, paused before its first instruction. Its buses are empty.
-    pub fn new(parts: Parts, owner: Box<dyn Owner>) -> Machine {
+    /// A machine of what an engine gave, before its first instruction. On its buses are the
+    /// devices that the engine brings along.
+    ///
+    /// # Errors
+    /// [`EngineError::Invalid`], if devices of the engine's overlap.
+    pub fn new(parts: Parts, owner: Box<dyn Owner>) -> Result<Machine, EngineError> {
         let processors = parts
             .vcpus
             .into_iter()
             .map(|vcpu| Processor { kick: vcpu.kicker(), vcpu: Mutex::new(vcpu), exits: ExitTable::default() })
             .collect();
         let shared = Shared {
+            vm: parts.vm.clone(),
             ports: Arc::new(Bus::ports()),
             addresses: Arc::new(Bus::addresses()),
             processors,
@@ -188,7 +203,11 @@ impl Machine {
             changed: Condvar::new(),
             wish: AtomicU8::new(Wish::Stop as u8),
         };
-        Machine { vm: parts.vm, shared: Arc::new(shared), threads: Mutex::default() }
+        for (base, size, device) in parts.vm.devices() {
+            let result = shared.addresses.insert(base, size, device);
+            result.map_err(|error| EngineError::Invalid(error.to_string()))?;
+        }
+        Ok(Machine { vm: parts.vm, shared: Arc::new(shared), threads: Mutex::default() })
     }
 
     /// The machine as its owner sees it.
@@ -237,6 +256,42 @@ impl Machine {
             EngineError::Invalid(format!("vCPU {vcpu} is running: pause the machine and wait until it is paused"))
         })?;
         act(&mut **vcpu_guard)
+    }
+
+    /// The state of the engine's part of the machine, and of all vCPUs, which must be parked or not started.
+    ///
+    /// # Errors
+    /// [`EngineError`].
+    pub fn save(&self) -> Result<MachineState, EngineError> {
+        // The vCPUs first: what they still hold back of an interrupt is in the controllers then.
+        let vcpus = (0..self.vcpus()).map(|vcpu| self.with_vcpu(vcpu, |vcpu| vcpu.save())).collect::<Result<_, _>>()?;
+        Ok(MachineState { vm: self.vm.save()?, vcpus })
+    }
+
+    /// Puts back what was saved of a machine made alike. All vCPUs must be parked or not started.
+    ///
+    /// # Errors
+    /// [`EngineError`]; the machine is then in no state to run.
+    pub fn restore(&self, state: &MachineState) -> Result<(), EngineError> {
+        let (found, wanted) = (state.vcpus.len(), self.vcpus());
+        if found != wanted {
+            return Err(EngineError::Invalid(format!("a state of {found} vCPUs for a machine of {wanted}")));
+        }
+        self.vm.restore(&state.vm)?;
+        for (vcpu, state) in state.vcpus.iter().enumerate() {
+            self.with_vcpu(vcpu, |vcpu| vcpu.restore(state))?;
+        }
+        Ok(())
+    }
+
+    /// Makes the engine's part of the machine, and all vCPUs, what they are when the power is switched on. Memory and
+    /// devices are the owner's affair. All vCPUs must be parked or not started.
+    ///
+    /// # Errors
+    /// [`EngineError`]; the machine is then in no state to run.
+    pub fn reset(&self) -> Result<(), EngineError> {
+        let (vm, vcpus) = self.vm.power_on_state()?;
+        self.restore(&MachineState { vm, vcpus })
     }
 
     /// Starts a thread for each vCPU, and the guest.

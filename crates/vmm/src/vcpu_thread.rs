@@ -42,6 +42,7 @@ pub(crate) fn run(shared: &Shared, index: usize) {
             // A signal of somebody else's, or a kick that has been taken back meanwhile.
             Outcome::Interrupted if may_run && shared.may_run() => {}
             Outcome::Interrupted => {
+                vcpu.note_pause();
                 if !MutexGuard::unlocked(&mut vcpu, || shared.park(index, false)) {
                     return;
                 }
@@ -98,7 +99,10 @@ fn step(shared: &Shared, processor: &Processor, vcpu: &mut dyn Vcpu) -> Outcome 
         }
         Exit::Interrupted => (Reason::Interrupted, Outcome::Interrupted),
         Exit::Halt => (Reason::Halt, Outcome::Halted),
-        Exit::EndOfInterrupt { .. } => (Reason::EndOfInterrupt, Outcome::Answered),
+        Exit::EndOfInterrupt { vector } => {
+            shared.vm.end_of_interrupt(vector);
+            (Reason::EndOfInterrupt, Outcome::Answered)
+        }
         Exit::TripleFault => (Reason::End, Outcome::Ended(End::TripleFault)),
         Exit::SystemEvent { kind, data } => (Reason::End, Outcome::Ended(End::SystemEvent { kind, data })),
         Exit::Failed(why) => (Reason::End, Outcome::Ended(End::Failed(why))),

@@ -158,7 +158,7 @@ impl Vm {
         let inner = &memory.get().inner;
         let parts = py.detach(|| kvm::create(inner, Options { vcpus, interrupts })).map_err(to_python)?;
         let events = Arc::new(EventCallback { function: parking_lot::Mutex::new(on_event) });
-        let machine = Machine::new(parts, Box::new(EventOwner(events.clone())));
+        let machine = Machine::new(parts, Box::new(EventOwner(events.clone()))).map_err(to_python)?;
         Ok(Vm { machine, events })
     }
 
@@ -231,6 +231,27 @@ impl Vm {
 
     fn resume(&self, py: Python<'_>) -> PyResult<()> {
         py.detach(|| self.machine.resume()).map_err(to_python)
+    }
+
+    fn save(&self, py: Python<'_>) -> PyResult<String> {
+        py.detach(|| {
+            let state = self.machine.save()?;
+            serde_json::to_string(&state).map_err(|error| EngineError::Invalid(error.to_string()))
+        })
+        .map_err(to_python)
+    }
+
+    fn restore(&self, py: Python<'_>, state: &str) -> PyResult<()> {
+        py.detach(|| {
+            let state = serde_json::from_str(state)
+                .map_err(|error| EngineError::Invalid(format!("the saved state of a machine: {error}")))?;
+            self.machine.restore(&state)
+        })
+        .map_err(to_python)
+    }
+
+    fn reset(&self, py: Python<'_>) -> PyResult<()> {
+        py.detach(|| self.machine.reset()).map_err(to_python)
     }
 
     fn stop(&self, py: Python<'_>) {

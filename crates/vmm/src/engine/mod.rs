@@ -3,14 +3,18 @@
 //! An engine gives a machine memory, interrupts and doorbells ([`Vm`]) and processors ([`Vcpu`]). KVM is one; a software
 //! CPU can be another, because nothing here speaks of how the guest's instructions are executed.
 
+pub mod ioapic;
 pub mod kvm;
 mod registers;
 mod vcpu;
 
 use std::sync::Arc;
 
+use serde_json::Value;
 use viaduct_memory::GuestMemory;
 use vmm_sys_util::eventfd::EventFd;
+
+use crate::bus::BusDevice;
 
 pub use registers::{NAMES, Registers, Segment, Table};
 pub use vcpu::{Exit, Kick, Vcpu};
@@ -137,6 +141,30 @@ pub trait Vm: Send + Sync {
 
 /// A virtual machine as its owner sees it.
 pub trait OwnedVm: Vm {
+    /// Devices that the engine brings along, for the bus of addresses: first address, bytes, device.
+    fn devices(&self) -> Vec<(u64, u64, Arc<dyn BusDevice>)>;
+
+    /// A vCPU has ended the level-triggered interrupt of this vector ([`Exit::EndOfInterrupt`]).
+    fn end_of_interrupt(&self, vector: u8);
+
+    /// What is no processor's: interrupt controllers and clocks. Call it while no processor runs.
+    ///
+    /// # Errors
+    /// [`EngineError`].
+    fn save(&self) -> Result<Value, EngineError>;
+
+    /// Puts back what was saved by a machine made alike. Call it while no processor runs.
+    ///
+    /// # Errors
+    /// [`EngineError::Invalid`] if it is no such thing; [`EngineError`] if this host cannot be like the one before.
+    fn restore(&self, state: &Value) -> Result<(), EngineError>;
+
+    /// What a new machine made alike would be saved as: its own state, and each processor's.
+    ///
+    /// # Errors
+    /// [`EngineError`].
+    fn power_on_state(&self) -> Result<(Value, Vec<Value>), EngineError>;
+
     /// From now on the guest's physical memory is `memory`. Regions that were there before keep their contents and may be
     /// in use by running processors.
     ///

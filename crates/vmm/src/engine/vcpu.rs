@@ -1,5 +1,7 @@
 //! A processor as the machine sees it: it runs until it needs something.
 
+use serde_json::Value;
+
 use super::{EngineError, Registers};
 
 /// Why a processor stopped executing instructions.
@@ -112,4 +114,19 @@ pub trait Vcpu: Send {
     /// # Errors
     /// [`EngineError`], if no processor can be in such a state.
     fn set_registers(&mut self, registers: &Registers) -> Result<(), EngineError>;
+
+    /// All that it is. Call it when nothing is left to complete ([`Exit::Interrupted`]).
+    ///
+    /// # Errors
+    /// [`EngineError`].
+    fn save(&self) -> Result<Value, EngineError>;
+
+    /// Puts back what was saved of the processor of the same number in a machine made alike.
+    ///
+    /// # Errors
+    /// [`EngineError::Invalid`] if it is no such thing; [`EngineError`] if this host cannot be like the one before.
+    fn restore(&mut self, state: &Value) -> Result<(), EngineError>;
+
+    /// The processor will stand still for a while, and the guest's watchdogs should know that it was not its fault.
+    fn note_pause(&mut self);
 }

@@ -2,7 +2,6 @@
 
 #![allow(dead_code, reason = "each test program uses some of it")]
 
-use std::sync::Arc;
 use std::sync::mpsc::{Receiver, Sender, channel};
 use std::time::{Duration, Instant};
 
@@ -10,19 +9,26 @@ use parking_lot::Mutex;
 use viaduct_memory::{GuestMemory, RegionCache};
 use viaduct_vmm::bus::BusDevice;
 use viaduct_vmm::engine::kvm::{self, Options};
-use viaduct_vmm::engine::{Interrupts, Segment};
+use viaduct_vmm::engine::{Interrupts, Segment, Table};
 use viaduct_vmm::machine::{Event, Machine, Owner};
 
 /// Where the code begins.
 pub const CODE: u64 = 0x1000;
+/// Where descriptors are in protected mode.
+const GDT: u64 = 0x6000;
+const IDT: u64 = 0x7000;
 /// How long a test waits for what must happen.
 pub const PATIENCE: Duration = Duration::from_secs(60);
-const MEMORY: u64 = 1 << 20;
+/// Bytes of memory, from address 0; behind them, below 1 MiB, is room for devices.
+pub const MEMORY: u64 = 1 << 19;
 
 struct Events(Mutex<Sender<Event>>);
 
 impl Owner for Events {
     fn event(&self, _vcpu: usize, event: Event) {
+        if matches!(event, Event::Failed { .. } | Event::TripleFault { .. }) {
+            eprintln!("the guest: {event:x?}");
+        }
         // The test may have ended.
         let _ = self.0.lock().send(event);
     }
@@ -44,7 +50,7 @@ impl Guest {
         write(&memory, CODE, code);
         let parts = kvm::create(&memory, options).expect("these tests need /dev/kvm");
         let (sender, events) = channel();
-        let machine = Machine::new(parts, Box::new(Events(Mutex::new(sender))));
+        let machine = Machine::new(parts, Box::new(Events(Mutex::new(sender)))).unwrap();
         for vcpu in 0..options.vcpus {
             machine
                 .with_vcpu(vcpu, |vcpu| {
@@ -60,6 +66,34 @@ impl Guest {
                 .unwrap();
         }
         Guest { machine, memory, events }
+    }
+
+    /// Makes vCPU 0 begin in 32-bit protected mode with flat segments: its interrupt descriptors are at [`IDT`].
+    pub fn protected(&self) {
+        self.machine
+            .with_vcpu(0, |vcpu| {
+                let mut registers = vcpu.registers()?;
+                let flat = Segment { limit: u32::MAX, present: true, s: true, db: true, g: true, ..Segment::default() };
+                registers.cs = Segment { selector: 8, kind: 0xB, ..flat };
+                let data = Segment { selector: 16, kind: 0x3, ..flat };
+                (registers.ds, registers.es, registers.ss) = (data, data, data);
+                registers.cr0 |= 1;
+                registers.gdt = Table { base: GDT, limit: 23 };
+                registers.idt = Table { base: IDT, limit: 0x7FF };
+                vcpu.set_registers(&registers)
+            })
+            .unwrap();
+        let descriptors: [u64; 3] = [0, 0x00CF_9B00_0000_FFFF, 0x00CF_9300_0000_FFFF];
+        for (index, descriptor) in descriptors.into_iter().enumerate() {
+            write(&self.memory, GDT + 8 * index as u64, &descriptor.to_le_bytes());
+        }
+    }
+
+    /// In protected mode: `code` handles interrupt `vector`.
+    pub fn set_handler(&self, vector: u8, at: u32, code: &[u8]) {
+        let gate = 0x0008_0000 | u64::from(at & 0xFFFF) | 0x8E00 << 32 | u64::from(at >> 16) << 48;
+        write(&self.memory, IDT + 8 * u64::from(vector), &gate.to_le_bytes());
+        write(&self.memory, at.into(), code);
     }
 
     /// Waits for an event; others before it are lost.
@@ -120,6 +154,11 @@ impl BusDevice for Recorder {
     }
 }
 
-pub fn recorder() -> Arc<Recorder> {
-    Arc::new(Recorder::new("recorder"))
+/// Waits until `condition` holds.
+pub fn until(mut condition: impl FnMut() -> bool) {
+    let deadline = Instant::now() + PATIENCE;
+    while !condition() {
+        assert!(Instant::now() < deadline, "it did not come true");
+        std::thread::sleep(Duration::from_millis(1));
+    }
 }

@@ -11,29 +11,34 @@
 //! name; nothing is left out silently.
 
 mod attachments;
+mod blob;
 mod cpuid;
 mod routes;
 mod run_page;
 mod slots;
 mod vcpu;
+mod vcpu_state;
 mod vm;
+mod vm_state;
 
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 
 use kvm_bindings::{KVM_API_VERSION, KVM_PIT_SPEAKER_DUMMY, kvm_enable_cap, kvm_pit_config};
 use kvm_ioctls::{Cap, Kvm, VmFd};
 use parking_lot::Mutex;
 use viaduct_memory::GuestMemory;
 
+use super::ioapic::{self, IoApic};
 use super::{EngineError, Interrupts, OwnedVm, Parts, Vcpu};
 use routes::Routes;
 use slots::Slots;
-use vm::KvmVm;
+use vcpu_state::Kept;
+use vm::{KvmVm, KvmWires};
 
 /// The device that KVM is reached by.
 pub const DEVICE: &str = "/dev/kvm";
 /// Pins of an IOAPIC (82093AA), which are also the interrupt numbers that have one.
-pub(crate) const IOAPIC_PINS: u32 = 24;
+const IOAPIC_PINS: u32 = ioapic::PINS as u32;
 /// vCPUs that a machine may have: more than the guests of this field use, and each is a thread here.
 pub const VCPUS_MAX: usize = 64;
 /// Where Intel's processors without "unrestricted guest" keep a task state segment for real mode, and the identity page
@@ -109,7 +114,19 @@ pub fn create(memory: &GuestMemory, options: Options) -> Result<Parts, EngineErr
     fd.set_tss_address(TSS as usize).map_err(|error| EngineError::system("KVM_SET_TSS_ADDR", error))?;
     create_interrupts(&kvm, &fd, interrupts)?;
     let slots = Slots::new(kvm.get_nr_memslots());
-    let vm = Arc::new(KvmVm { fd, interrupts, slots: Mutex::new(slots), routes: Mutex::new(Routes::new(interrupts)) });
+    let vm = Arc::new(KvmVm {
+        fd,
+        interrupts,
+        slots: Mutex::new(slots),
+        routes: Mutex::new(Routes::new(interrupts)),
+        kept: Kept::new(&kvm, interrupts != Interrupts::None)?,
+        vcpus,
+        ioapic: OnceLock::new(),
+    });
+    if interrupts == Interrupts::Split {
+        let wires = Arc::new(KvmWires(Arc::downgrade(&vm)));
+        vm.ioapic.get_or_init(|| Arc::new(IoApic::new(wires)));
+    }
     vm.set_memory(memory)?;
     vm.update_routes(|_| Ok(()))?;
     let vcpus = (0..vcpus)

@@ -77,6 +77,11 @@ impl Slots {
         Ok(())
     }
 
+    /// The memory that the guest has.
+    pub(super) fn memory(&self) -> GuestMemory {
+        self.memory.clone()
+    }
+
     /// The byte at a guest-physical address, if there is memory.
     pub(super) fn byte(&self, addr: u64) -> Option<u8> {
         let mut byte = [0];

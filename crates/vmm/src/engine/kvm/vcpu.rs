@@ -7,9 +7,12 @@ use kvm_bindings::{
     KVM_INTERNAL_ERROR_UNEXPECTED_EXIT_REASON, kvm_dtable, kvm_regs, kvm_segment,
 };
 use kvm_ioctls::{Kvm, VcpuExit, VcpuFd};
+use serde::Deserialize;
+use serde_json::Value;
 
 use super::cpuid;
 use super::run_page::{RunKick, RunPage};
+use super::vcpu_state::{self, VcpuState};
 use super::vm::KvmVm;
 use crate::engine::{EngineError, Exit, Kick, Registers, Segment, Table, Vcpu};
 
@@ -171,6 +174,24 @@ impl Vcpu for KvmVcpu {
             rflags: r.rflags,
         };
         self.fd.set_regs(&regs).map_err(|error| self.system("KVM_SET_REGS", error))
+    }
+
+    fn save(&self) -> Result<Value, EngineError> {
+        let state = vcpu_state::save(&self.fd, &self.vm.kept)?;
+        serde_json::to_value(state)
+            .map_err(|error| EngineError::Invalid(format!("saving vCPU {}: {error}", self.index)))
+    }
+
+    fn restore(&mut self, state: &Value) -> Result<(), EngineError> {
+        let index = self.index;
+        let state = VcpuState::deserialize(state)
+            .map_err(|error| EngineError::Invalid(format!("the saved state of vCPU {index}: {error}")))?;
+        vcpu_state::restore(&self.fd, &state)
+    }
+
+    fn note_pause(&mut self) {
+        // Refused where the guest has no clock of KVM's, which then needs no telling.
+        let _ = self.fd.kvmclock_ctrl();
     }
 }
 

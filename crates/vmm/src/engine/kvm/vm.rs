@@ -1,17 +1,23 @@
 //! A virtual machine of KVM, as its devices see it.
 
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock, Weak};
 
 use kvm_bindings::kvm_msi;
 use kvm_ioctls::VmFd;
 use parking_lot::Mutex;
+use serde::Deserialize;
+use serde_json::Value;
 use viaduct_memory::GuestMemory;
 use vmm_sys_util::eventfd::EventFd;
 
-use super::IOAPIC_PINS;
 use super::attachments::{DoorbellEvent, LineEvent, MsiEvent};
 use super::routes::Routes;
 use super::slots::Slots;
+use super::vcpu_state::Kept;
+use super::vm_state::{self, VmState};
+use super::{IOAPIC_PINS, Options};
+use crate::bus::BusDevice;
+use crate::engine::ioapic::{self, IoApic, Wires};
 use crate::engine::{Attachment, Doorbell, EngineError, Interrupts, Msi, MsiRoute, OwnedVm, Vm};
 
 /// The machine's descriptor and what has been told to it. vCPUs hold it too, so that the guest's memory outlives them.
@@ -20,6 +26,10 @@ pub(super) struct KvmVm {
     pub(super) interrupts: Interrupts,
     pub(super) slots: Mutex<Slots>,
     pub(super) routes: Mutex<Routes>,
+    pub(super) kept: Kept,
+    pub(super) vcpus: usize,
+    /// The IOAPIC, if it is in this process.
+    pub(super) ioapic: OnceLock<Arc<IoApic>>,
 }
 
 impl KvmVm {
@@ -67,6 +77,10 @@ impl KvmVm {
 impl Vm for Arc<KvmVm> {
     fn set_line(&self, gsi: u32, level: bool) -> Result<(), EngineError> {
         self.check_pin(gsi)?;
+        if let Some(ioapic) = self.ioapic.get() {
+            ioapic.set_line(gsi, level);
+            return Ok(());
+        }
         self.fd
             .set_irq_line(gsi, level)
             .map_err(|error| EngineError::system(format!("KVM_IRQ_LINE of interrupt {gsi}"), error))
@@ -102,7 +116,60 @@ impl Vm for Arc<KvmVm> {
     }
 }
 
+/// How an IOAPIC in this process reaches the local APICs. It is held by the machine, so it does not hold it.
+pub(super) struct KvmWires(pub(super) Weak<KvmVm>);
+
+impl Wires for KvmWires {
+    fn send(&self, msi: Msi) {
+        if let Some(vm) = self.0.upgrade() {
+            // KVM refuses no message that a redirection entry can hold, except when the machine ends.
+            let _ = vm.signal_msi(msi);
+        }
+    }
+
+    fn route(&self, pin: u32, msi: Option<Msi>) {
+        if let Some(vm) = self.0.upgrade() {
+            // As above; there is room for all pins from the beginning.
+            let _ = vm.set_route(pin, msi);
+        }
+    }
+}
+
 impl OwnedVm for Arc<KvmVm> {
+    fn devices(&self) -> Vec<(u64, u64, Arc<dyn BusDevice>)> {
+        let ioapic = self.ioapic.get().cloned();
+        ioapic.into_iter().map(|device| (ioapic::ADDRESS, ioapic::SIZE, device as Arc<dyn BusDevice>)).collect()
+    }
+
+    fn end_of_interrupt(&self, vector: u8) {
+        if let Some(ioapic) = self.ioapic.get() {
+            ioapic.end_of_interrupt(vector);
+        }
+    }
+
+    fn save(&self) -> Result<Value, EngineError> {
+        let mut state = vm_state::save(&self.fd, self.interrupts)?;
+        state.ioapic = self.ioapic.get().map(|ioapic| ioapic.save());
+        serde_json::to_value(state).map_err(|error| EngineError::Invalid(format!("saving a machine: {error}")))
+    }
+
+    fn restore(&self, state: &Value) -> Result<(), EngineError> {
+        let state = VmState::deserialize(state)
+            .map_err(|error| EngineError::Invalid(format!("the saved state of a machine: {error}")))?;
+        if let (Some(ioapic), Some(state)) = (self.ioapic.get(), &state.ioapic) {
+            ioapic.restore(state);
+        }
+        vm_state::restore(&self.fd, &state)
+    }
+
+    fn power_on_state(&self) -> Result<(Value, Vec<Value>), EngineError> {
+        // A new machine is the best description of one. It needs no memory of its own to be looked at.
+        let memory = self.slots.lock().memory();
+        let new = super::create(&memory, Options { vcpus: self.vcpus, interrupts: self.interrupts })?;
+        let vcpus = new.vcpus.iter().map(|vcpu| vcpu.save()).collect::<Result<_, _>>()?;
+        Ok((new.vm.save()?, vcpus))
+    }
+
     fn set_memory(&self, memory: &GuestMemory) -> Result<(), EngineError> {
         self.slots.lock().set(&self.fd, memory)
     }
