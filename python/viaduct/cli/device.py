@@ -11,6 +11,7 @@ from typing import Annotated, Any
 import typer
 from typer.core import TyperGroup
 
+from .device_balloon import balloon
 from .device_console import console
 from .device_rng import rng
 from .device_service import Client, Socket, serve_device
@@ -67,6 +68,7 @@ def user_class(
     serve_device(device, socket, client)
 
 
+app.command("balloon")(balloon)
 app.command("console")(console)
 app.command("rng")(rng)
 app.command("vsock")(vsock)

@@ -16,7 +16,7 @@ def vsock(
     path: Annotated[
         Path, typer.Option("--path", metavar="PATH", help="Where programs of the host find the guest, see above.")
     ],
-    cid: Annotated[int, typer.Option(metavar="CID", help="The guest's address: 3 or more.")] = 3,
+    cid: Annotated[int, typer.Option("--cid", metavar="CID", help="The guest's address: 3 or more.")] = 3,
     client: Client = False,
 ) -> None:
     """Serve sockets (AF_VSOCK) between a guest and this host.
