@@ -346,6 +346,8 @@ class Switch:
         """Adds what an earlier process has counted, as `port_stats` shows it. Frames must not flow yet."""
     def restore_stations(self, stations: list[tuple[bytes, int, int, int]]) -> None:
         """Puts stations into the forwarding table: address, VLAN, port and age in epochs."""
+    def skip_replay(self, port: int, frames: int) -> None:
+        """Goes on with the port's capture file behind its first `frames` frames."""
     def replayed(self, port: int) -> int:
         """How many frames of its capture file a port has replayed."""
     def age(self) -> int:

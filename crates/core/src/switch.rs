@@ -305,6 +305,10 @@ impl Switch {
         py.detach(|| self.inner.restore_stations(&entries));
     }
 
+    fn skip_replay(&self, py: Python<'_>, port: u16, frames: u64) -> PyResult<()> {
+        py.detach(|| self.inner.skip_replay(port, frames)).map_err(to_python)
+    }
+
     fn replayed(&self, py: Python<'_>, port: u16) -> PyResult<u64> {
         py.detach(|| self.inner.replayed(port)).map_err(to_python)
     }

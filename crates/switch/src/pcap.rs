@@ -170,11 +170,7 @@ impl PcapInput {
     /// Opens a pcap or pcapng file, whose first `skip` frames have been replayed before.
     pub fn open(file: File, skip: u64) -> Result<PcapInput, String> {
         check_regular(&file)?;
-        let mut reader = Reader::open(file)?;
-        for _ in 0..skip {
-            // Damage shows when it is read again.
-            let Some(Ok(_)) = reader.next() else { break };
-        }
+        let reader = Reader::open(file)?;
         // SAFETY: creates a descriptor, which the next line takes over.
         let timer = unsafe { libc::timerfd_create(libc::CLOCK_MONOTONIC, libc::TFD_CLOEXEC | libc::TFD_NONBLOCK) };
         if timer < 0 {
@@ -182,8 +178,22 @@ impl PcapInput {
         }
         // SAFETY: just created, owned by nobody else.
         let timer = unsafe { OwnedFd::from_raw_fd(timer) };
-        let script = Script { reader, began: None, next: None, taken: skip, ended: false, damage: None };
-        Ok(PcapInput { script, pool: FramePool::new(), timer, started: false })
+        let script = Script { reader, began: None, next: None, taken: 0, ended: false, damage: None };
+        let mut input = PcapInput { script, pool: FramePool::new(), timer, started: false };
+        input.skip_to(skip);
+        Ok(input)
+    }
+
+    /// Somebody else has replayed the first `frames` frames.
+    pub fn skip_to(&mut self, frames: u64) {
+        let script = &mut self.script;
+        for _ in script.taken..frames {
+            // Damage shows when it is read again.
+            if script.next.take().is_none() && !matches!(script.reader.next(), Some(Ok(_))) {
+                break;
+            }
+        }
+        script.taken = script.taken.max(frames);
     }
 
     /// Reads to the end, or to the first damage: how many frames, and the bytes of the longest.

@@ -77,7 +77,7 @@ class SwitchData(msgspec.Struct, frozen=True, kw_only=True, tag="switch", tag_fi
 
 class PortData(msgspec.Struct, frozen=True, kw_only=True, tag="port", tag_field="kind"):
     """A port: what it has open. `taps`: the queues of an interface, with the offloads that it accepts
-    and whether it was there before the switch."""
+    and whether it was there before the switch. `replayed`: frames of its capture file by now."""
 
     name: str
     broken: str | None = None
@@ -86,6 +86,7 @@ class PortData(msgspec.Struct, frozen=True, kw_only=True, tag="port", tag_field=
     taps: list[int] = []
     accepted: list[str] = []
     interface_found: bool = False
+    replayed: int = 0
 
 
 class Counted(msgspec.Struct, frozen=True, array_like=True):

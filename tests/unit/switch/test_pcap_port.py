@@ -8,8 +8,11 @@ from pathlib import Path
 
 import pytest
 
-from viaduct.switch.config import ConfigError
+from viaduct.switch.config import ConfigError, PcapPort
+from viaduct.switch.handover_format import PortData, PortPosition
+from viaduct.switch.ports import make_port
 from viaduct.switch.switch import Switch
+from viaduct.vhost_user.handover import Fds
 
 from .test_switch import ALICE, BROADCAST, ethernet, until
 
@@ -40,6 +43,29 @@ async def test_packets_of_another_link(tmp_path: Path, link: int, interface: int
         await until(lambda: switch.ports()[1].link == "broken")
         assert words in (switch.ports()[1].detail or "")
         assert switch.stats().ports[0].frames("sent") == 0
+
+
+async def test_only_what_was_replayed_meanwhile_is_read_when_a_port_has_been_taken_over(tmp_path: Path) -> None:
+    """The hand-over's gap must not be as long as it takes to read a large file."""
+    path, out = tmp_path / "in.pcap", tmp_path / "out.pcap"
+    frames = [ethernet(BROADCAST, ALICE, b"frame %d" % number) for number in range(200)]
+    header = struct.pack("<IHHiIII", 0xA1B2C3D4, 2, 4, 0, 0, 65535, 1)
+    records = [struct.pack("<IIII", 0, 0, len(frame), len(frame)) + frame for frame in frames]
+    path.write_bytes(header + b"".join(records))
+    async with Switch() as switch:
+        switch.data_path.hold()
+        await switch.add_port("sink", f"pcap:,out={out}")
+        player = make_port(switch, "player", PcapPort(file=str(path)))
+        await player.adopt(PortData(name="player", replayed=190), Fds())
+        # Whoever began at the start once more would find something else.
+        with path.open("r+b") as file:
+            file.write(bytes(len(header) + sum(map(len, records[:150]))))
+        player.resume(PortPosition(replayed=195))
+        switch.data_path.resume()
+        await until(lambda: switch.stats().ports[0].frames("sent") == 5)
+        await until(lambda: out.read_bytes().count(b"frame 1") == 5)
+        assert [number for number, frame in enumerate(frames) if frame in out.read_bytes()] == [*range(195, 200)]
+        await player.close()
 
 
 async def test_pipes_are_refused_at_once(tmp_path: Path) -> None:

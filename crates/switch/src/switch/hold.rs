@@ -86,6 +86,17 @@ impl Switch {
         }
     }
 
+    /// Goes on with the capture file of a port, which replays nothing yet, behind the first `frames` frames.
+    pub fn skip_replay(&self, number: u16, frames: u64) -> Result<(), SwitchError> {
+        self.with_port(number, |port| {
+            for slot in &port.inputs {
+                if let Input::Replay(replay) = &mut slot.state.lock().input {
+                    replay.skip_to(frames);
+                }
+            }
+        })
+    }
+
     /// How many frames of its capture file a port has replayed.
     pub fn replayed(&self, number: u16) -> Result<u64, SwitchError> {
         self.with_port(number, |port| {

@@ -20,24 +20,32 @@ class Pcap(Port):
     config: PcapPort
 
     async def _start(self) -> None:
-        self._open_files()
+        self._replay()
+        self._record()
+
+    def save(self, fds: Fds) -> PortData:
+        return PortData(name=self.name, broken=self.broken, replayed=self.data_path.replayed(self.number))
 
     async def _adopt(self, data: PortData, fds: Fds) -> None:
-        # How far the replay has come is known when the other process has stopped.
-        return
+        # Reading what has been replayed may take long, so as much as possible is done while the other process goes on.
+        self._replay(data.replayed)
 
     def resume(self, position: PortPosition) -> None:
-        self._open_files(position.replayed, begun=True)
+        self.data_path.skip_replay(self.number, position.replayed)
+        self._record(begun=True)
 
-    def _open_files(self, skip: int = 0, begun: bool = False) -> None:
-        if self.config.file is not None:
-            try:
-                with open(self.config.file, "rb", opener=_at_once) as file:
-                    self.data_path.attach_replay(self.number, file.fileno(), skip)
-            except OSError as error:
-                raise ConfigError(f"cannot read {self.config.file!r}: {error.strerror}", ("file",)) from None
-            except ValueError as error:
-                raise ConfigError(f"{self.config.file!r}: {error}", ("file",)) from None
+    def _replay(self, skip: int = 0) -> None:
+        if self.config.file is None:
+            return
+        try:
+            with open(self.config.file, "rb", opener=_at_once) as file:
+                self.data_path.attach_replay(self.number, file.fileno(), skip)
+        except OSError as error:
+            raise ConfigError(f"cannot read {self.config.file!r}: {error.strerror}", ("file",)) from None
+        except ValueError as error:
+            raise ConfigError(f"{self.config.file!r}: {error}", ("file",)) from None
+
+    def _record(self, begun: bool = False) -> None:
         if self.config.out is None:
             self.data_path.attach_null(self.number)
             return
