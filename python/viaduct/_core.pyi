@@ -14,6 +14,7 @@ from viaduct._core_vmm import BusDevice as BusDevice
 from viaduct._core_vmm import PciFunction as PciFunction
 from viaduct._core_vmm import PciRoot as PciRoot
 from viaduct._core_vmm import VirtioMmio as VirtioMmio
+from viaduct._core_vmm import VirtioPci as VirtioPci
 from viaduct._core_vmm import Vm as Vm
 
 VERSION: str

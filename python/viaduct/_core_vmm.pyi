@@ -214,3 +214,38 @@ class PciRoot:
         """What drivers wrote about all functions alike, as JSON; functions save themselves. The machine is paused."""
     def restore(self, state: bytes) -> None:
         """Goes on from a saved state, before the functions do. Raises ValueError for the state of other functions."""
+
+@final
+class VirtioPci(PciFunction):
+    """A virtio device as a PCI function (virtio 1.2, 4.1), for `PciRoot.add`; it runs in a slot only.
+
+    Parameters as for `VirtioMmio`. `transitional`: for drivers of before virtio 1.0 as well. `port_notify`:
+    notifications by ports too, which exit faster; at most 64 queues then, otherwise 1024.
+    """
+
+    def __new__(
+        cls,
+        vm: Vm,
+        backend: VirtioBackend,
+        *,
+        name: str,
+        device_id: int,
+        features: int,
+        queue_sizes: Sequence[int],
+        config: bytes = b"",
+        transitional: bool = False,
+        port_notify: bool = False,
+    ) -> VirtioPci: ...
+    @property
+    def status(self) -> int:
+        """See `VirtioMmio.status`."""
+    def config_changed(self, config: bytes) -> None:
+        """See `VirtioMmio.config_changed`."""
+    def needs_reset(self) -> None:
+        """See `VirtioMmio.needs_reset`."""
+    def running_queues(self) -> tuple[int, list[tuple[int, int, int, int, int, int, int]]]:
+        """See `VirtioMmio.running_queues`."""
+    def save(self) -> bytes:
+        """See `VirtioMmio.save`; `PciRoot.save` has the rest. `PciRoot.power_on` resets it."""
+    def restore(self, state: bytes) -> None:
+        """See `VirtioMmio.restore`; after `PciRoot.restore`."""

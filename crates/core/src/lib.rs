@@ -39,5 +39,5 @@ mod _core {
     #[pymodule_export]
     use super::vmm::platform::{DebugExit, I8042, Pvpanic, ResetControl, Rtc, Serial, SleepControl};
     #[pymodule_export]
-    use super::vmm::{BusDevice, PciFunction, PciRoot, VirtioMmio, Vm};
+    use super::vmm::{BusDevice, PciFunction, PciRoot, VirtioMmio, VirtioPci, Vm};
 }

@@ -10,5 +10,5 @@ pub(crate) mod vm;
 
 pub(crate) use bus_device::BusDevice;
 pub(crate) use pci::{PciFunction, PciRoot};
-pub(crate) use virtio::VirtioMmio;
+pub(crate) use virtio::{VirtioMmio, VirtioPci};
 pub(crate) use vm::Vm;

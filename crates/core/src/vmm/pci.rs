@@ -23,7 +23,6 @@ pub struct PciFunction {
 
 impl PciFunction {
     /// What a derived class's constructor gives as its base.
-    #[expect(dead_code, reason = "the functions that derive from this follow")]
     pub(crate) fn new(inner: Arc<dyn pci::PciFunction>) -> PciFunction {
         PciFunction { inner }
     }

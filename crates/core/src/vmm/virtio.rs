@@ -6,9 +6,10 @@ use pyo3::exceptions::{PyTypeError, PyValueError};
 use pyo3::prelude::*;
 use pyo3::types::PyBytes;
 use serde::de::DeserializeOwned;
+use viaduct_vmm::virtio::pci::{self, PciOptions};
 use viaduct_vmm::virtio::{FrontEnd, Parameters, QueueSetup, VirtioBackend, mmio};
 
-use super::{BusDevice, Vm};
+use super::{BusDevice, PciFunction, Vm};
 
 /// Index, size, descriptor, driver and device address, kick and call eventfd.
 pub(super) type Queue = (u16, u16, u64, u64, u64, i32, i32);
@@ -153,6 +154,67 @@ impl VirtioMmio {
 
     fn save<'py>(&self, py: Python<'py>) -> PyResult<Bound<'py, PyBytes>> {
         to_bytes(py, &self.inner.save().map_err(refused)?)
+    }
+
+    fn restore(&self, py: Python<'_>, state: &[u8]) -> PyResult<()> {
+        let state = from_bytes(&self.inner.front_end().parameters().name, state)?;
+        py.detach(|| self.inner.restore(&state)).map_err(refused)
+    }
+}
+
+/// A virtio device as a PCI function.
+#[pyclass(module = "viaduct._core", extends = PciFunction, frozen)]
+pub struct VirtioPci {
+    inner: Arc<pci::VirtioPci>,
+}
+
+#[pymethods]
+impl VirtioPci {
+    #[new]
+    #[expect(clippy::too_many_arguments, reason = "they have names where it is called")]
+    #[pyo3(signature = (
+        vm, backend, *, name, device_id, features, queue_sizes, config = Vec::new(), transitional = false,
+        port_notify = false
+    ))]
+    fn new(
+        py: Python<'_>,
+        vm: &Bound<'_, Vm>,
+        backend: &Bound<'_, PyAny>,
+        name: String,
+        device_id: u16,
+        features: u64,
+        queue_sizes: Vec<u16>,
+        config: Vec<u8>,
+        transitional: bool,
+        port_notify: bool,
+    ) -> PyResult<PyClassInitializer<VirtioPci>> {
+        let (engine, backend) = (vm.get().engine(), Box::new(PythonBackend::new(backend)?));
+        let parameters = Parameters { name, device_id, features, queue_sizes, config };
+        let options = PciOptions { transitional, port_notify };
+        let inner = py.detach(|| pci::VirtioPci::new(engine, backend, parameters, options)).map_err(refused)?;
+        Ok(PyClassInitializer::from(PciFunction::new(inner.clone())).add_subclass(VirtioPci { inner }))
+    }
+
+    #[getter]
+    fn status(&self) -> u8 {
+        self.inner.front_end().status()
+    }
+
+    fn config_changed(&self, py: Python<'_>, config: Vec<u8>) -> PyResult<()> {
+        py.detach(|| self.inner.config_changed(&config)).map_err(refused)
+    }
+
+    fn needs_reset(&self, py: Python<'_>) {
+        py.detach(|| self.inner.needs_reset());
+    }
+
+    fn running_queues(&self) -> PyResult<(u64, Vec<Queue>)> {
+        running(self.inner.front_end())
+    }
+
+    fn save<'py>(&self, py: Python<'py>) -> PyResult<Bound<'py, PyBytes>> {
+        let state = py.detach(|| self.inner.save()).map_err(refused)?;
+        to_bytes(py, &state)
     }
 
     fn restore(&self, py: Python<'_>, state: &[u8]) -> PyResult<()> {

@@ -4,8 +4,12 @@
 //! direction of each queue, attaches them to the virtual machine as doorbell and as interrupt, and tells the device behind
 //! it ([`VirtioBackend`]) what the driver has decided. Buffers never pass through here.
 
+pub mod common_configuration;
 mod front_end;
+pub mod legacy;
 pub mod mmio;
+pub mod pci;
+mod pci_identity;
 mod queue_registers;
 
 use std::os::fd::RawFd;
