@@ -219,7 +219,9 @@ class Connection:
                 await self._channel.send(request.number, NEED_REPLY if acked else 0, request.payload.pack(payload), fds)
                 if answered is None:
                     return None
-                message = await asyncio.wait_for(answered, REPLY_TIMEOUT)
+                # Not wait_for: in Python 3.11 that loses a cancellation that comes together with the answer.
+                async with asyncio.timeout(REPLY_TIMEOUT):
+                    message = await answered
             except TimeoutError:
                 raise self.error(f"{name}: no answer in {REPLY_TIMEOUT:.0f} s ({request.section})") from None
             except OSError as error:

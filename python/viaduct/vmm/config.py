@@ -259,6 +259,8 @@ def _convert(struct: type[StructT], fields: Mapping[str, Any]) -> StructT:
     except msgspec.ValidationError as error:
         problem, _, place = str(error).partition(" - at `$")
         key = tuple(part for part in place.strip("`").strip(".").split(".") if part)
+        if isinstance(own := error.__cause__, ConfigError):
+            raise own.within(*key) from None
         raise ConfigError(f"{problem[:1].lower()}{problem[1:]}", key) from None
 
 
