@@ -8,7 +8,7 @@ set -eu
 # What for: real guests (a kernel for them is downloaded by the tests, not installed) | peers | their tools and headers
 # | counting instructions | ACPI tables
 packages="
-    qemu-system-x86 busybox-static cpio kmod xz-utils zstd
+    qemu-system-x86 qemu-utils busybox-static cpio kmod xz-utils zstd
     dpdk-dev openvswitch-switch-dpdk
     libdpdk-dev gcc g++ libc6-dev pkg-config iproute2 iputils-ping procps tshark
     valgrind acpica-tools

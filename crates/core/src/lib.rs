@@ -1,5 +1,6 @@
 //! The extension module `viaduct._core`: the pure crates as Python sees them. Nothing else knows Python.
 
+mod block;
 mod descriptors;
 mod guest;
 mod iotlb;
@@ -18,6 +19,8 @@ use pyo3::prelude::*;
 mod _core {
     #[pymodule_export]
     const VERSION: &str = env!("CARGO_PKG_VERSION");
+    #[pymodule_export]
+    use super::block::{BlockDevice, ImageError};
     #[pymodule_export]
     use super::descriptors::signal_call;
     #[pymodule_export]

@@ -12,6 +12,7 @@ import typer
 from typer.core import TyperGroup
 
 from .device_balloon import balloon
+from .device_blk import blk
 from .device_console import console
 from .device_rng import rng
 from .device_service import Client, Socket, serve_device
@@ -70,5 +71,6 @@ def user_class(
 
 app.command("balloon")(balloon)
 app.command("console")(console)
+app.command("blk")(blk)
 app.command("rng")(rng)
 app.command("vsock")(vsock)

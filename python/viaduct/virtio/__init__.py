@@ -2,6 +2,7 @@
 
 from viaduct.virtio.features import (
     BalloonFeature,
+    BlockFeature,
     ConsoleFeature,
     DeviceFeature,
     DeviceType,
@@ -13,6 +14,7 @@ from viaduct.virtio.status import Status
 
 __all__ = [
     "BalloonFeature",
+    "BlockFeature",
     "ConsoleFeature",
     "DeviceFeature",
     "DeviceType",

@@ -106,6 +106,28 @@ class NetFeature(Feature):
         return ~int(self)
 
 
+class BlockFeature(Feature):
+    """Bits of a block device (virtio 1.2, 5.2.3)."""
+
+    SIZE_MAX = 1 << 1, "virtio 1.2, 5.2.4"
+    SEG_MAX = 1 << 2, "virtio 1.2, 5.2.4"
+    GEOMETRY = 1 << 4, "virtio 1.2, 5.2.4"
+    RO = 1 << 5, "virtio 1.2, 5.2.6.2"
+    BLK_SIZE = 1 << 6, "virtio 1.2, 5.2.4"
+    FLUSH = 1 << 9, "virtio 1.2, 5.2.6.2"
+    TOPOLOGY = 1 << 10, "virtio 1.2, 5.2.4"
+    CONFIG_WCE = 1 << 11, "virtio 1.2, 5.2.5.2"
+    MQ = 1 << 12, "virtio 1.2, 5.2.2"
+    DISCARD = 1 << 13, "virtio 1.2, 5.2.6"
+    WRITE_ZEROES = 1 << 14, "virtio 1.2, 5.2.6"
+    LIFETIME = 1 << 15, "virtio 1.2, 5.2.6"
+    SECURE_ERASE = 1 << 16, "virtio 1.2, 5.2.6"
+
+    def __invert__(self) -> int:  # type: ignore[override]
+        """All other bits, those without a name included. Not in the base, where Python 3.11 ignores it."""
+        return ~int(self)
+
+
 class ConsoleFeature(Feature):
     """Bits of a console (virtio 1.2, 5.3.3)."""
 
@@ -147,6 +169,7 @@ class VsockFeature(Feature):
 
 _OWN_BITS: dict[int, type[Feature]] = {
     DeviceType.NET: NetFeature,
+    DeviceType.BLOCK: BlockFeature,
     DeviceType.CONSOLE: ConsoleFeature,
     DeviceType.BALLOON: BalloonFeature,
     DeviceType.VSOCK: VsockFeature,
