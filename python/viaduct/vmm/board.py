@@ -11,7 +11,7 @@ import asyncio
 from contextlib import AsyncExitStack, suppress
 from typing import TYPE_CHECKING, Any, Literal, Protocol
 
-from viaduct._core import Vm
+from viaduct._core import PciRoot, VirtioMmio, VirtioPci, Vm
 from viaduct.devices.console_terminal import ConsoleTerminal
 from viaduct.vhost_user.errors import VhostUserError
 from viaduct.vmm import memory_map as at
@@ -70,34 +70,57 @@ class Board:
     async def _fit(self, name: str, console: ConsoleTerminal) -> None:
         """Puts every device into its place and the kernel into memory."""
         self._stack.callback(self.vm.close)
+        pci = self._add_pci() if self.config.transport == "pci" else None
         for device_name, back_end in await back_ends(self.config, name, console, self._stack):
-            await self._add_virtio(device_name, back_end)
-        platform = Platform(vcpus=self.config.cpus, virtio_mmio=tuple(range(len(self.slots))), pci=False)
+            await self._add_virtio(device_name, back_end, pci)
+        mmio = () if pci is not None else tuple(range(len(self.slots)))
+        platform = Platform(vcpus=self.config.cpus, virtio_mmio=mmio, pci=pci is not None)
         state = await asyncio.to_thread(self._load, platform)
         self.vm.set_registers(0, state.registers())
 
-    async def _add_virtio(self, name: str, back_end: BackEnd) -> None:
-        from viaduct._core import VirtioMmio  # type: ignore[attr-defined]
+    def _add_pci(self) -> PciRoot:
+        root = PciRoot(
+            self.vm,
+            ports=(at.PCI_PORTS, at.PCI_PORTS_SIZE),
+            memory32=(at.PCI_WINDOW_32, at.PCI_WINDOW_32_SIZE),
+            memory64=(at.pci_window_64(self.config.memory), at.PCI_WINDOW_64_SIZE),
+            gsis=at.PCI_INTX_GSIS,
+        )
+        self.vm.add_mmio(at.PCI_ECAM, at.PCI_ECAM_SIZE, root.ecam())
+        self.vm.add_pio(at.PCI_CONFIG_PORT, 8, root.config_ports())
+        return root
 
+    async def _add_virtio(self, name: str, back_end: BackEnd, pci: PciRoot | None) -> None:
+        """A device where its driver looks for it: a function of the PCI bus, or the next virtio-mmio slot."""
         await back_end.open(self.ram)
         slot = VirtioSlot(name, back_end, self._loop, self.report)
         self._stack.push_async_callback(slot.close)
-        address, gsi = at.virtio_mmio_slot(len(self.slots))
-        transport = VirtioMmio(
-            self.vm,
-            slot,
-            device_id=back_end.device_id,
-            features=back_end.features,
-            queue_sizes=list(back_end.queue_sizes),
-            config=back_end.config,
-            address=address,
-            gsi=gsi,
-            name=name,
-        )
-        self.vm.add_mmio(address, at.VIRTIO_MMIO_SIZE, transport)
-        slot.transport = transport
+        features, sizes, config = back_end.features, list(back_end.queue_sizes), back_end.config
+        kind = back_end.device_id
+        if pci is not None:
+            function = VirtioPci(
+                self.vm, slot, name=name, device_id=kind, features=features, queue_sizes=sizes, config=config
+            )
+            place = f"PCI 00:{pci.add(function):02x}.0"
+            slot.transport = function
+        else:
+            address, gsi = at.virtio_mmio_slot(len(self.slots))
+            registers = VirtioMmio(
+                self.vm,
+                slot,
+                name=name,
+                device_id=kind,
+                features=features,
+                queue_sizes=sizes,
+                config=config,
+                address=address,
+                gsi=gsi,
+            )
+            self.vm.add_mmio(address, VirtioMmio.SIZE, registers)
+            place = f"virtio-mmio at {address:#x}, interrupt {gsi}"
+            slot.transport = registers
         self.slots.append(slot)
-        self.devices.append(f"{name}: virtio-mmio at {address:#x}, interrupt {gsi}")
+        self.devices.append(f"{name}: {place}")
 
     def _load(self, platform: Platform) -> CpuState:
         config = self.config
