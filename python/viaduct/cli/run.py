@@ -47,6 +47,9 @@ def run(
     console: Annotated[
         str | None, typer.Option(metavar="stdio|socket:PATH|file:PATH|none", help="The guest's console.")
     ] = None,
+    console_device: Annotated[
+        str | None, typer.Option(metavar="serial|virtio", help="The console in the guest: ttyS0 or hvc0.")
+    ] = None,
     name: Annotated[str | None, typer.Option("--name", metavar="NAME", help="For `viaduct vm` [default: vm1].")] = None,
     boot: Annotated[
         str | None, typer.Option(metavar="auto|bzimage|pvh|linux|multiboot|flat", help="How the kernel is started.")
@@ -85,6 +88,7 @@ def run(
         "vsock": vsock,
         "balloon": balloon or None,
         "console": console,
+        "console_device": console_device,
         "name": name,
         "boot": boot,
         "transport": transport,

@@ -158,6 +158,9 @@ class Device:
         version did not save is as in a new device."""
         self._status = int(data.get("status", 0))
 
+    def close(self) -> None:
+        """Nobody needs the device any more: it lets go of what it holds outside of the guest. Twice does no harm."""
+
     def set_features(self, features: int) -> None:
         """The driver and the front-end acknowledged `features`, a subset of those offered."""
 

@@ -71,7 +71,7 @@ class Board:
         """Puts every device into its place and the kernel into memory."""
         self._stack.callback(self.vm.close)
         pci = self._add_pci() if self.config.transport == "pci" else None
-        for device_name, back_end in await back_ends(self.config, name, console, self._stack):
+        async for device_name, back_end in back_ends(self.config, name, console, self._stack):
             await self._add_virtio(device_name, back_end, pci)
         mmio = () if pci is not None else tuple(range(len(self.slots)))
         platform = Platform(vcpus=self.config.cpus, virtio_mmio=mmio, pci=pci is not None)

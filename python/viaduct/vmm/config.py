@@ -114,6 +114,7 @@ class MachineConfig(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=Tru
 
     `boot`: how the kernel is started (`viaduct.vmm.boot`). `memory`: bytes. `transport`: where virtio devices are found
     by the guest. `on_reset`: what a guest's own reset does. `console`: `stdio`, `socket:PATH`, `file:PATH` or `none`.
+    `console_device`: what it is in the guest, /dev/ttyS0 or /dev/hvc0.
     `vsock`: the path by which the host's programs reach the guest's sockets. `gdb`: a TCP port of the loopback
     interface.
     """
@@ -133,6 +134,7 @@ class MachineConfig(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=Tru
     rng: bool = True
     balloon: bool = False
     console: str = "stdio"
+    console_device: Literal["serial", "virtio"] = "serial"
     transport: Literal["pci", "mmio"] = "pci"
     engine: Literal["auto", "kvm"] = "auto"
     on_reset: Literal["restart", "stop"] = "restart"

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack
 
+from viaduct._core import ImageError
 from viaduct.devices.console_terminal import ConsoleTerminal
+from viaduct.vhost_user.device import Device
 from viaduct.vmm.back_end import BackEnd
 from viaduct.vmm.back_end.in_process import InProcessBackEnd
 from viaduct.vmm.config import MachineConfig
@@ -14,25 +17,66 @@ from viaduct.vmm.nic import mac_of, open_virtio
 
 async def back_ends(
     config: MachineConfig, machine: str, console: ConsoleTerminal, stack: AsyncExitStack
-) -> list[tuple[str, BackEnd]]:
+) -> AsyncIterator[tuple[str, BackEnd]]:
     """Name and back-end of each device, not opened yet; `stack` ends what is made for them.
 
     Raises:
         MachineError: what the configuration names cannot be had.
     """
-    found: list[tuple[str, BackEnd]] = []
+    for name, device in _disks(config):
+        yield name, _in_process(device, stack)
     for index, nic in enumerate(config.nics):
         if nic.path != "emulated":
-            found.append((f"net{index}", await open_virtio(nic, mac_of(nic, machine, index), machine, stack)))
+            yield f"net{index}", await open_virtio(nic, mac_of(nic, machine, index), machine, stack)
+    if config.console_device == "virtio":
+        from viaduct.devices.console import Console
+
+        yield "console", _in_process(Console(console), stack)
     if config.rng:
         from viaduct.devices.entropy import Entropy
 
-        found.append(("rng0", InProcessBackEnd(Entropy())))
-    for index, name in enumerate(config.devices):
-        from viaduct.devices.user_class import DeviceClassError, load_device
+        yield "rng", _in_process(Entropy(), stack)
+    if config.balloon:
+        from viaduct.devices.balloon import Balloon
 
+        yield "balloon", _in_process(Balloon(), stack)
+    if config.vsock is not None:
+        from viaduct.devices.vsock import Vsock
+
+        yield "vsock", _in_process(Vsock(config.vsock), stack)
+    for index, (name, device) in enumerate(_user_devices(config)):
+        yield f"{name}{index}", _in_process(device, stack)
+
+
+def _in_process(device: Device, stack: AsyncExitStack) -> BackEnd:
+    stack.callback(device.close)
+    return InProcessBackEnd(device)
+
+
+def _disks(config: MachineConfig) -> list[tuple[str, Device]]:
+    from viaduct.devices.block import BlockDevice
+
+    disks: list[tuple[str, Device]] = []
+    try:
+        for index, disk in enumerate(config.disks):
+            device = BlockDevice(
+                disk.file, format=disk.format, read_only=disk.read_only, queues=config.cpus, serial=disk.serial or ""
+            )
+            disks.append((f"disk{index}", device))
+    except (ImageError, ValueError) as error:
+        for _, opened in disks:
+            opened.close()
+        raise MachineError(f"--disk {disk.file}: {error}") from error
+    return disks
+
+
+def _user_devices(config: MachineConfig) -> list[tuple[str, Device]]:
+    from viaduct.devices.user_class import DeviceClassError, load_device
+
+    devices = []
+    for name in config.devices:
         try:
-            found.append((f"device{index}", InProcessBackEnd(load_device(name))))
+            devices.append((name.rpartition(":")[2].lower(), load_device(name)))
         except DeviceClassError as error:
             raise MachineError(f"--device {name}: {error}") from error
-    return found
+    return devices
