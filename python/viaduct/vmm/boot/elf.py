@@ -80,7 +80,6 @@ class Elf:
             raise image.error(f"its entry point {entry:#x} is in none of its segments", "it is damaged, or no kernel")
         for segment in self.loaded:
             ram.copy(image, segment.offset, segment.file_size, segment.address, "a segment of the kernel")
-            ram.zero(segment.address + segment.file_size, segment.memory_size - segment.file_size)
         return max(segment.address + segment.memory_size for segment in self.loaded)
 
 

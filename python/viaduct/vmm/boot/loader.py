@@ -60,9 +60,9 @@ def load(
 ) -> CpuState:
     """Put a kernel and all it needs into guest memory, and say how the first vCPU starts.
 
-    `boot` is one of `PROTOCOLS`; "flat" may be followed by ":" and an address. The caller's memory is changed in
-    claimed ranges only. May take a second for a large initrd. Raises BootError for anything that is wrong with what
-    was given.
+    `memory` is that of a machine which was just switched on: zeroes. `boot` is one of `PROTOCOLS`; "flat" may be
+    followed by ":" and an address. Raises BootError for anything that is wrong with what was given; the memory is of no
+    use then.
     """
     protocol, _, place = boot.partition(":")
     if protocol not in PROTOCOLS or (place and protocol != "flat"):

@@ -93,7 +93,6 @@ def _load_by_addresses(request: BootRequest, header: MultibootHeader) -> tuple[i
     check_size(image, offset, size)
     ram.claim(load, end - load, "the kernel", image.name)
     ram.copy(image, offset, size, load, "the kernel")
-    ram.zero(load + size, end - load - size)
     return entry, end
 
 

@@ -9,6 +9,8 @@ from viaduct.vmm.boot.errors import BootError
 from viaduct.vmm.boot.image import PIECE, Image
 from viaduct.vmm.memory_map import MIB, PAGE
 
+ZEROES = bytes(PIECE)
+
 
 class Claim(NamedTuple):
     """A range of addresses that something has been loaded to."""
@@ -19,7 +21,7 @@ class Claim(NamedTuple):
 
 
 class Placement:
-    """The addresses of RAM, claimed before they are written."""
+    """The addresses of RAM, claimed before they are written. The RAM is new: zeroes."""
 
     def __init__(self, memory: GuestMemory) -> None:
         self._memory = memory
@@ -90,15 +92,13 @@ class Placement:
         self.write(address, data)
 
     def copy(self, image: Image, offset: int, size: int, address: int, what: str) -> None:
-        """Copy a part of a file to a range that was claimed. Raises BootError where the file ends before."""
-        for place, piece in image.pieces(offset, size, what):
-            self.write(address + place, piece)
+        """Copy a part of a file to a range that was claimed. Raises BootError where the file ends before.
 
-    def zero(self, address: int, size: int) -> None:
-        """Fill a range that was claimed with zeroes: a machine that was reset has still what was there before."""
-        zeroes = bytes(min(size, PIECE))
-        for place in range(0, size, PIECE):
-            self.write(address + place, zeroes[: size - place])
+        Zeroes are there already, and stay no memory of the host's: about half of an unpacked Linux is that.
+        """
+        for place, piece in image.pieces(offset, size, what):
+            if piece != ZEROES[: len(piece)]:
+                self.write(address + place, piece)
 
     def __str__(self) -> str:
         return " and ".join(f"{start:#x} to {end:#x} ({_mib(end - start)})" for start, end in self.ranges)

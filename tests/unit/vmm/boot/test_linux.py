@@ -162,7 +162,6 @@ def test_without_acpi_linux_learns_of_virtio_mmio_by_its_command_line(tmp_path: 
 
 def test_vmlinux_is_entered_at_its_entry_with_a_zero_page(tmp_path: Path) -> None:
     memory = guest_memory()
-    memory.write(0x40_0000, b"\xff" * 0x2000)  # left over from before a reset
     kernel = Elf([ElfSegment(0x20_0000, CODE), ElfSegment(0x40_0000, CODE, memory_size=0x2000)], entry=0x20_0010)
     initrd = tmp_path / "initrd"
     initrd.write_bytes(b"archive")
