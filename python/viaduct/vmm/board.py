@@ -19,6 +19,7 @@ from viaduct.vmm.back_end import BackEnd
 from viaduct.vmm.boot import BootError, Platform, load
 from viaduct.vmm.config import MachineConfig
 from viaduct.vmm.errors import MachineError
+from viaduct.vmm.pc import Pc, SerialConsole
 from viaduct.vmm.ram import Ram
 from viaduct.vmm.virtio_devices import back_ends
 from viaduct.vmm.virtio_slot import VirtioSlot
@@ -70,9 +71,15 @@ class Board:
     async def _fit(self, name: str, console: ConsoleTerminal) -> None:
         """Puts every device into its place and the kernel into memory."""
         self._stack.callback(self.vm.close)
+        self.pc = Pc(self.vm, self.config.memory, self.call)
+        if self.config.console_device == "serial":
+            joined = SerialConsole(self.pc.serial, console)
+            self._stack.callback(joined.close)
         pci = self._add_pci() if self.config.transport == "pci" else None
         async for device_name, back_end in back_ends(self.config, name, console, self._stack):
             await self._add_virtio(device_name, back_end, pci)
+        if pci is None:
+            self.vm.add_pio(at.RESET_PORT, 1, self.pc.reset_control)
         mmio = () if pci is not None else tuple(range(len(self.slots)))
         platform = Platform(vcpus=self.config.cpus, virtio_mmio=mmio, pci=pci is not None)
         state = await asyncio.to_thread(self._load, platform)
@@ -87,7 +94,7 @@ class Board:
             gsis=at.PCI_INTX_GSIS,
         )
         self.vm.add_mmio(at.PCI_ECAM, at.PCI_ECAM_SIZE, root.ecam())
-        self.vm.add_pio(at.PCI_CONFIG_PORT, 8, root.config_ports())
+        self.vm.add_pio(at.PCI_CONFIG_PORT, 8, root.config_ports(self.pc.reset_control))
         return root
 
     async def _add_virtio(self, name: str, back_end: BackEnd, pci: PciRoot | None) -> None:

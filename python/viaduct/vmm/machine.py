@@ -171,6 +171,7 @@ class Machine:
         """Says that the guest has ended: `wait` returns. The first reason counts."""
         if self._finished is not None and not self._finished.done():
             self._finished.set_result(MachineEnd(reason, code, detail))
+            self.state = "stopped"
             if self._board is not None:
                 self._board.vm.request_pause()
             self._record("ended", f"{reason}: {detail}" if detail else reason)
