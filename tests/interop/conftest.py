@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from interop.back_end import BackEnd, PortSpec
-from interop.guest_image import GuestImage, GuestImageError, guest_image
+from interop.guest_image import GuestImage, GuestImageError, device_guest_image, guest_image
 from interop.ovs import OpenVswitch
 from interop.peer_process import TAIL
 from interop.testpmd import TestpmdBackEnd
@@ -78,6 +78,15 @@ def image() -> GuestImage:
     """The kernel and initramfs of the guests; fails with what to install where they cannot be made."""
     try:
         return guest_image()
+    except GuestImageError as error:
+        pytest.fail(str(error))
+
+
+@pytest.fixture(scope="session")
+def device_image() -> GuestImage:
+    """The same with the drivers of consoles, sockets, balloons and filesystems."""
+    try:
+        return device_guest_image()
     except GuestImageError as error:
         pytest.fail(str(error))
 

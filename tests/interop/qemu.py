@@ -106,7 +106,8 @@ class Answer:
 class Guest:
     """One virtual machine. `with Guest(...) as guest:` starts it, waits until it is up, and ends it.
 
-    devices: further devices of QEMU's, which come before the network's; kernel_arguments: further ones.
+    devices: further devices of QEMU's, which come before the network's; kernel_arguments: further ones; qemu: how
+    another QEMU than the installed one is started.
     """
 
     name: str
@@ -117,6 +118,7 @@ class Guest:
     processors: int = 1
     devices: tuple[str, ...] = ()
     kernel_arguments: str = ""
+    qemu: tuple[str, ...] = ()
     boot_id: str = ""
     incoming: Path | None = None
     """A socket on which the guest is received from another QEMU: it does not boot, and runs once it has arrived."""
@@ -132,7 +134,7 @@ class Guest:
         self._console = self.directory / f"{self.name}.console"
         agent, monitor = self._socket("agent"), self._socket("monitor")
         command: list[str | Path] = [
-            require("qemu-system-x86_64", "qemu-system-x86"),
+            *(self.qemu or (require("qemu-system-x86_64", "qemu-system-x86"),)),
             "-name", self.name, "-nodefaults", "-no-user-config", "-display", "none",
             "-machine", "q35,memory-backend=ram", "-accel", "tcg,thread=multi", "-cpu", "max,-la57",
             "-smp", str(self.processors), "-m", self.memory,

@@ -45,14 +45,19 @@ def cache_directory() -> Path:
     return Path(os.environ.get("VIADUCT_CACHE") or Path.home() / ".cache" / "viaduct")
 
 
-def linux_image(sources: tuple[Path, ...] = (), build: Callable[[Path], dict[str, bytes]] | None = None) -> LinuxImage:
+def linux_image(
+    sources: tuple[Path, ...] = (),
+    build: Callable[[Path], dict[str, bytes]] | None = None,
+    modules: tuple[str, ...] = MODULES,
+) -> LinuxImage:
     """The image from the cache, made first if it is not there.
 
     `build` adds files, by their path in the guest, and may work in the directory it is given; `sources` are the files
-    it makes them of. Raises LinuxImageError when a tool or package is missing.
+    it makes them of; `modules` are the drivers that are loaded. Raises LinuxImageError when a tool or package is
+    missing.
     """
     busybox = _static_busybox()
-    key = hashlib.sha256()
+    key = hashlib.sha256(" ".join(modules).encode())
     for source in (*(HERE / name for name in SOURCES), busybox, *sources):
         key.update(source.read_bytes())
     installed = installed_kernel()
@@ -63,7 +68,7 @@ def linux_image(sources: tuple[Path, ...] = (), build: Callable[[Path], dict[str
         with tempfile.TemporaryDirectory(dir=directory.parent, prefix="making-") as scratch:
             made = Path(scratch) / "image"
             files = build(Path(scratch)) if build else {}
-            _make(made, Path(scratch), installed, busybox, files)
+            _make(made, Path(scratch), installed, busybox, files, modules)
             try:
                 made.rename(directory)
             except OSError:  # another run made it in the meantime
@@ -88,14 +93,16 @@ def _has_interpreter(program: bytes) -> bool:
     return any(int.from_bytes(header, "little") == 3 for header in headers)
 
 
-def _make(to: Path, scratch: Path, installed: str | None, busybox: Path, more: dict[str, bytes]) -> None:
+def _make(
+    to: Path, scratch: Path, installed: str | None, busybox: Path, more: dict[str, bytes], modules: tuple[str, ...]
+) -> None:
     root = Path("/") if installed else downloaded_kernel(scratch)
     version = installed or next((root / "lib/modules").iterdir()).name
     to.mkdir()
     (to / "kernel").write_bytes(uncompressed((root / f"boot/vmlinuz-{version}").read_bytes()))
     (to / "version").write_text(version)
     files = {"init": (HERE / "init.sh").read_bytes(), "bin/busybox": busybox.read_bytes(), **more}
-    order = with_dependencies(root / "lib/modules" / version, MODULES)
+    order = with_dependencies(root / "lib/modules" / version, modules)
     for module in order:
         files[f"modules/{plain_name(module)}"] = read_module(module)
     files["modules/order"] = "".join(f"{plain_name(module)}\n" for module in order).encode()
