@@ -146,7 +146,7 @@ def _run(config: MachineConfig, json: bool) -> int:
         raise Failure(str(error)) from error
     if json:
         print_json({"ended": end})
-    elif end.reason not in ("shutdown", "exit", "stopped") or end.code:
+    elif end.reason not in ("shutdown", "exit", "stopped"):
         print(f"viaduct: the machine ended: {end.reason}{': ' + end.detail if end.detail else ''}", file=sys.stderr)
     return end.code
 
