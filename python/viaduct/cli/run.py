@@ -12,6 +12,7 @@ from .options import Json
 
 if TYPE_CHECKING:
     from viaduct.vmm.config import MachineConfig
+    from viaduct.vmm.exit_report import Exits
     from viaduct.vmm.machine import Machine, MachineEnd, MachineEvent
 
 
@@ -59,6 +60,9 @@ def run(
     on_reset: Annotated[str | None, typer.Option(metavar="restart|stop", help="What a guest's reset does.")] = None,
     gdb: Annotated[int | None, typer.Option(metavar="PORT", help="Wait for gdb on this port of 127.0.0.1.")] = None,
     config: Annotated[str | None, typer.Option("--config", metavar="FILE.toml", help="All of it, from a file.")] = None,
+    trace: Annotated[
+        str | None, typer.Option(metavar="exits", help="Show where the guest's time goes, as it runs and at its end.")
+    ] = None,
     json: Json = False,
 ) -> None:
     """Run a virtual machine until its guest switches it off.
@@ -68,13 +72,15 @@ def run(
     \b
         viaduct run --kernel vmlinuz --initrd initrd.img --append console=ttyS0
         viaduct run --kernel vmlinuz --disk disk.img --append "console=ttyS0 root=/dev/vda1" --nic switch:web
-        viaduct run --kernel vmlinuz --nic tap:tap0,path=vhost --cpus 4 --memory 2G
+        viaduct run --kernel vmlinuz --nic tap:tap0,path=vhost --cpus 4 --memory 2G --trace exits
 
     The exit code is the guest's own if it wrote one to the debug-exit port, 0 if it was switched off in an orderly way,
     1 otherwise.
     """
     from viaduct.switch.config_error import ConfigError
 
+    if trace not in (None, "exits"):
+        raise Failure(f"--trace {trace}: only exits can be traced", USAGE)
     told: dict[str, Any] = {
         "kernel": kernel,
         "initrd": initrd,
@@ -101,7 +107,7 @@ def run(
         machine = _machine_config(told, config)
     except ConfigError as error:
         raise Failure(str(error), USAGE) from error
-    raise typer.Exit(_run(machine, json))
+    raise typer.Exit(_run(machine, trace is not None, json))
 
 
 def _machine_config(told: dict[str, Any], file: str | None) -> MachineConfig:
@@ -118,7 +124,7 @@ def _machine_config(told: dict[str, Any], file: str | None) -> MachineConfig:
     return build_machine(told)
 
 
-def _run(config: MachineConfig, json: bool) -> int:
+def _run(config: MachineConfig, trace: bool, json: bool) -> int:
     import asyncio
     import sys
 
@@ -131,10 +137,16 @@ def _run(config: MachineConfig, json: bool) -> int:
 
         machine = Machine(config, on_event=lambda event: _say(machine, event, json), leave=lambda: leave(machine))
         _end_on_signals(machine)
+        tracing: asyncio.Task[None] | None = None
         try:
             await machine.start()
+            if trace:
+                tracing = asyncio.create_task(_trace(machine))
             return await machine.wait()
         finally:
+            if tracing is not None:
+                tracing.cancel()
+                _show_exits(machine.exits())
             await machine.close()
 
     def leave(machine: Machine) -> None:
@@ -171,3 +183,27 @@ def _end_on_signals(machine: Machine) -> None:
     loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
         loop.add_signal_handler(number, machine.finish, "stopped", 128 + number, signal.Signals(number).name)
+
+
+async def _trace(machine: Machine) -> None:
+    """The exits of each five seconds, the costliest first."""
+    import asyncio
+
+    before = machine.exits()
+    while True:
+        await asyncio.sleep(5)
+        now = machine.exits()
+        _show_exits(now.since(before), 8)
+        before = now
+
+
+def _show_exits(exits: Exits, limit: int | None = None) -> None:
+    import sys
+
+    from rich.console import Console
+
+    # On standard error: the console has the other. A terminal that is raw needs a carriage return as well.
+    console = Console(file=sys.stderr)
+    with console.capture() as shown:
+        console.print(exits.table(limit))
+    print("\r\n".join(shown.get().split("\n")), file=sys.stderr)

@@ -111,6 +111,23 @@ def stop(name: Name) -> None:
         time.sleep(0.05)
 
 
+@app.command("exits")
+def exits(name: Name, json: Json = False) -> None:
+    """Where a machine's time goes: its exits by reason, port or address, and device."""
+    from .output import print_json, print_rows
+
+    found = _call(name, "exits")
+    if json:
+        print_json(found)
+        return
+    rows = [
+        [reason, "" if address is None else f"{address:#x}", device, str(count), f"{seconds * 1e3:.2f}"]
+        for reason, address, device, count, seconds in found["rows"]
+    ]
+    rows.append(["in the guest, or waiting there", "", "", "", f"{found['guest_seconds'] * 1e3:.2f}"])
+    print_rows(["REASON", "ADDRESS", "DEVICE", "COUNT", "MS"], rows, (3, 4))
+
+
 @app.command("console")
 def console(name: Name) -> None:
     """The console of a machine, on this terminal. Ctrl-] leaves it; the machine goes on."""

@@ -34,14 +34,16 @@ OFFLOADS = {
 """What the kernel may leave unfinished in the frames it sends; USO came with Linux 6.2."""
 
 
-def open_queue(ifname: str, *, multiple: bool = False, header: int = 12) -> int:
+def open_queue(ifname: str, *, multiple: bool = False, header: int | None = 12) -> int:
     """A descriptor of one queue of the interface, which is made unless it exists, and goes away with the last one then.
-    Each frame begins with a virtio-net header of `header` bytes. `multiple`: it has several queues. Raises OSError."""
-    flags = IFF_TAP | IFF_NO_PI | IFF_VNET_HDR | (IFF_MULTI_QUEUE if multiple else 0)
+    Each frame begins with a virtio-net header of `header` bytes; None: without one. `multiple`: it has several queues.
+    Raises OSError."""
+    flags = IFF_TAP | IFF_NO_PI | (IFF_VNET_HDR if header else 0) | (IFF_MULTI_QUEUE if multiple else 0)
     queue = os.open("/dev/net/tun", os.O_RDWR | os.O_CLOEXEC)
     try:
         fcntl.ioctl(queue, TUNSETIFF, struct.pack("16sH22x", ifname.encode(), flags))
-        set_header(queue, header)
+        if header is not None:
+            set_header(queue, header)
     except BaseException:
         os.close(queue)
         raise

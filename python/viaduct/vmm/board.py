@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import asyncio
 from contextlib import AsyncExitStack, suppress
-from typing import TYPE_CHECKING, Any, Literal, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 from viaduct._core import PciRoot, VirtioMmio, VirtioPci, Vm
 from viaduct.devices.console_terminal import ConsoleTerminal
@@ -18,6 +18,7 @@ from viaduct.vmm import memory_map as at
 from viaduct.vmm.back_end import BackEnd
 from viaduct.vmm.boot import BootError, Platform, load
 from viaduct.vmm.config import MachineConfig
+from viaduct.vmm.engines import EngineName, EngineUnavailableError, choose
 from viaduct.vmm.errors import MachineError
 from viaduct.vmm.pc import Pc, SerialConsole
 from viaduct.vmm.ram import Ram
@@ -40,7 +41,7 @@ class Board:
     def __init__(self, config: MachineConfig, loop: asyncio.AbstractEventLoop, report: Report) -> None:
         self.config = config
         self.report = report
-        self.engine: Literal["kvm"] = "kvm"
+        self.engine = _engine(config)
         self.ram = Ram(config.memory)
         self.slots: list[VirtioSlot] = []
         self.devices: list[str] = []
@@ -173,3 +174,10 @@ class Board:
         """Reports from any thread."""
         with suppress(RuntimeError):  # the loop has ended, and the machine with it
             self._loop.call_soon_threadsafe(self.report, kind, text, code)
+
+
+def _engine(config: MachineConfig) -> EngineName:
+    try:
+        return choose(config.engine)
+    except EngineUnavailableError as error:
+        raise MachineError(str(error)) from error

@@ -6,7 +6,7 @@
 | `status` | | `MachineStatus` |
 | `pause`, `resume`, `reset` | | null, when it is done |
 | `stop` | | null; the socket goes when it is done |
-| `exits` | | rows as `Machine.exits` returns them |
+| `exits` | | `rows`: reason, address, device, count, seconds; `guest_seconds` |
 """
 
 from __future__ import annotations
@@ -111,7 +111,9 @@ async def _stop(machine: Machine, params: dict[str, Any]) -> None:
 
 
 async def _exits(machine: Machine, params: dict[str, Any]) -> Any:
-    return machine.exits()
+    exits = machine.exits()
+    rows = [(row.reason, row.address, row.device, row.count, row.seconds) for row in exits.rows()]
+    return {"rows": rows, "guest_seconds": exits.guest_nanoseconds / 1e9}
 
 
 _METHODS: dict[str, Method] = {

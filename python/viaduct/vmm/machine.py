@@ -35,6 +35,7 @@ from viaduct.vmm.board import Board
 from viaduct.vmm.config import MachineConfig, build_machine
 from viaduct.vmm.control import MachineControl
 from viaduct.vmm.errors import MachineError
+from viaduct.vmm.exit_report import Exits
 
 log = logging.getLogger("viaduct.vmm")
 
@@ -224,9 +225,9 @@ class Machine:
             events=tuple(self.events[-20:]),
         )
 
-    def exits(self) -> list[tuple[int, str, int | None, str, int, int]]:
-        """The exits since the guest was switched on: vCPU, reason, port or address, device, count, nanoseconds."""
-        return self._board.vm.exits() if self._board is not None else []
+    def exits(self) -> Exits:
+        """Where the guest's time went since it was switched on."""
+        return Exits.of(self._board.vm) if self._board is not None else Exits()
 
     # How it works.
 
