@@ -22,8 +22,8 @@ from viaduct.vmm.memory_map import GIB, MIB, ram_regions
 
 ACPI_TABLES = 0xE_0000
 PLATFORMS = {
-    "everything": (Platform(vcpus=64, virtio_mmio=tuple(range(8))), GIB),
-    "nothing": (Platform(pci=False, serial=False, rtc=False, i8042=False, pvpanic=False), 64 * MIB),
+    "everything": (Platform(vcpus=64, virtio_mmio=tuple(range(8)), i8042=True), GIB),
+    "nothing": (Platform(pci=False, serial=False, rtc=False, pvpanic=False), 64 * MIB),
     "x2APIC": (Platform(vcpus=300), 32 * GIB),
 }
 

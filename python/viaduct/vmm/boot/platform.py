@@ -18,7 +18,8 @@ class Platform:
     pci: bool = True
     serial: bool = True
     rtc: bool = True
-    i8042: bool = True
+    i8042: bool = False
+    """A keyboard controller that a driver is to find. Ours has none: its port only resets machines."""
     pvpanic: bool = True
     acpi: bool = True
     """Without ACPI tables a kernel finds vCPUs and interrupts by the MP tables, which are always there."""
