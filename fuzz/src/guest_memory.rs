@@ -115,6 +115,19 @@ impl Guest {
     }
 }
 
+impl Guest {
+    /// The guest-physical address of a span's first byte.
+    pub fn place(&self, span: Span) -> u64 {
+        let place = |region: &RegionSpec| {
+            let len = region.size as u32;
+            let whole = self.memory.translate(&mut Default::default(), region.guest_addr, len).expect("a region");
+            let offset = (span.as_ptr() as u64).wrapping_sub(whole.as_ptr() as u64);
+            (offset < region.size).then_some(region.guest_addr + offset)
+        };
+        self.memory.regions().find_map(place).expect("a span outside of the guest's memory")
+    }
+}
+
 /// Memory for a record of chains in flight, holding `bytes` and zeroes.
 pub fn record(size: u64, bytes: &[u8]) -> Arc<Mapping> {
     let mapping = Mapping::new(file(size).as_fd(), 0, size).expect("a legal mapping");

@@ -13,6 +13,7 @@ pub mod guest_memory;
 pub mod mac_table;
 pub mod memory;
 pub mod offload;
+pub mod platform;
 pub mod replay;
 pub mod ring;
 pub mod stack;
@@ -29,6 +30,7 @@ pub const TARGETS: &[(&str, Target)] = &[
     ("guest_driver", guest_driver::run),
     ("forward", forward::run),
     ("offload", offload::run),
+    ("platform", platform::run),
     ("replay", replay::run),
     ("mac_table", mac_table::run),
     ("memory", memory::run),

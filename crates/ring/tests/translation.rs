@@ -251,6 +251,42 @@ fn what_is_only_shown_is_neither_asked_nor_waited_for() {
 }
 
 #[test]
+fn the_ring_of_a_broken_queue_is_not_touched_once_it_is_taken_away() {
+    for layout in LAYOUTS {
+        let mut platform = Platform::new(&queue(layout));
+        let mut device = platform.started();
+        platform.map(ABOVE + DATA, DATA, PAGE, 3);
+        // A buffer of a transmit queue that a driver may not chain: an indirect descriptor, which was not negotiated.
+        let word = if layout == Layout::Split { [8, 0, 0, 0, 4, 0, 0, 0] } else { [8, 0, 0, 0, 0, 0, 0x84, 0] };
+        let span = platform.memory.translate_user(0, 16).expect("the first descriptor");
+        // SAFETY: the memory is alive.
+        unsafe { span.write(8, &word) };
+        let available = platform.memory.translate_user(platform.config.driver_addr - ABOVE, 6).expect("the ring");
+        if layout == Layout::Split {
+            // SAFETY: as above.
+            unsafe { available.write(0, &[0, 0, 1, 0, 0, 0]) };
+        }
+        let why = device.peek(&mut platform.batch, 8).expect_err("it breaks a rule");
+        platform.iotlb.invalidate(ABOVE, ABOVE + DATA - 1);
+        device.translations_removed(ABOVE, ABOVE + DATA - 1);
+        let ring = || {
+            let mut bytes = vec![0; DATA as usize];
+            // SAFETY: as above.
+            unsafe { platform.memory.translate_user(0, DATA as u32).expect("it").read(0, &mut bytes) };
+            bytes
+        };
+        let before = ring();
+        assert!(!device.enable_notifications() && !device.publish() && !device.is_waiting());
+        device.disable_notifications();
+        device.leave();
+        assert_eq!(ring(), before);
+        platform.map_ring();
+        assert!(!device.translations_changed(), "it stays broken");
+        assert_eq!(device.peek(&mut platform.batch, 8), Err(why));
+    }
+}
+
+#[test]
 fn an_indirect_table_is_translated_for_reading() {
     for layout in LAYOUTS {
         let mut platform = Platform::new(&QueueConfig { indirect: true, ..queue(layout) });

@@ -5,7 +5,7 @@
 
 use viaduct_memory::RegionCache;
 
-use super::{DeviceQueue, Ring, Waiting};
+use super::{DeviceQueue, Ring};
 use crate::descriptor::{BYTES, Descriptor, INDIRECT, NEXT};
 use crate::{Batch, Chain};
 
@@ -31,7 +31,7 @@ impl DeviceQueue {
     /// Descriptors (packed) or chains (split) that the driver made available and nobody has taken yet. None are seen while
     /// the ring itself must not be touched: it may not even be mapped any more.
     pub fn waiting(&self) -> u32 {
-        if self.waiting == Waiting::Ring {
+        if !self.may_touch() {
             return 0;
         }
         match &self.ring {
@@ -72,7 +72,7 @@ impl DeviceQueue {
     /// The descriptors of a chain that was peeked at behind those of `before`.
     pub fn descriptors(&self, before: &[Chain], chain: &Chain) -> Vec<DescriptorView> {
         let mut found = Vec::new();
-        if self.waiting == Waiting::Ring {
+        if !self.may_touch() {
             return found;
         }
         match &self.ring {

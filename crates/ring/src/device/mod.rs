@@ -82,6 +82,8 @@ enum Waiting {
     Refused(Miss),
     /// Those of the ring, which must not be touched.
     Ring,
+    /// For none, with a ring that must not be touched: the queue is broken anyway.
+    Gone,
 }
 
 impl DeviceQueue {
@@ -143,8 +145,10 @@ impl DeviceQueue {
                 self.cache = RegionCache::default();
                 self.memory = memory;
                 self.relocate(parts, held);
-                if self.waiting == Waiting::Ring {
-                    (self.waiting, self.broken) = (Waiting::No, None);
+                match self.waiting {
+                    Waiting::Ring => (self.waiting, self.broken) = (Waiting::No, None),
+                    Waiting::Gone => self.waiting = Waiting::No,
+                    _ => {}
                 }
                 Ok(())
             }
@@ -154,7 +158,7 @@ impl DeviceQueue {
                 Ok(())
             }
             Err(error) => {
-                (self.waiting, self.broken) = (Waiting::No, Some(error.clone()));
+                (self.waiting, self.broken) = (Waiting::Gone, Some(error.clone()));
                 Err(error)
             }
         }
@@ -223,7 +227,7 @@ impl DeviceQueue {
 
     /// Why the queue is broken, if it is.
     pub fn broken(&self) -> Option<&RingError> {
-        self.broken.as_ref().filter(|_| self.waiting == Waiting::No)
+        self.broken.as_ref().filter(|_| matches!(self.waiting, Waiting::No | Waiting::Gone))
     }
 
     /// Appends up to `max` available chains to `batch`, from the first one not yet consumed, and takes none of them.
@@ -237,7 +241,7 @@ impl DeviceQueue {
     pub fn peek(&mut self, batch: &mut Batch, max: usize) -> Result<usize, RingError> {
         if let Some(error) = &self.broken {
             return match self.waiting {
-                Waiting::No => Err(error.clone()),
+                Waiting::No | Waiting::Gone => Err(error.clone()),
                 Waiting::Refused(miss) => self.peek_refused(miss, batch, max),
                 _ => Ok(0),
             };
@@ -300,20 +304,20 @@ impl DeviceQueue {
     /// not be touched they stay staged.
     #[inline]
     pub fn publish(&mut self) -> bool {
-        self.waiting != Waiting::Ring && either!(self, ring => ring.publish())
+        self.may_touch() && either!(self, ring => ring.publish())
     }
 
     /// Asks the driver for notifications (kicks). Returns whether chains are available already: then one must look
     /// again before sleeping (virtio 1.2, 2.7.13.4.1 and 2.8.21.3.1).
     #[inline]
     pub fn enable_notifications(&mut self) -> bool {
-        !self.is_waiting() && either!(self, ring => ring.enable_notifications())
+        !self.is_waiting() && self.may_touch() && either!(self, ring => ring.enable_notifications())
     }
 
     /// Asks the driver not to notify: we poll.
     #[inline]
     pub fn disable_notifications(&mut self) {
-        if !self.is_waiting() {
+        if !self.is_waiting() && self.may_touch() {
             either!(self, ring => ring.disable_notifications());
         }
     }
@@ -329,8 +333,9 @@ impl DeviceQueue {
     /// The same for somebody who goes on there. Buffers that an earlier device left unused behind that place go back to the
     /// driver first, because the base does not tell of them.
     pub fn leave(&mut self) -> u32 {
+        let may_touch = self.may_touch();
         if let Ring::Packed(ring) = &mut self.ring
-            && self.waiting != Waiting::Ring
+            && may_touch
         {
             ring.close_gap();
         }

@@ -2,6 +2,7 @@
 //!
 //! A queue *waits* in two ways. If its next chain cannot be translated, nothing is peeked until that was answered for. If the
 //! ring itself was invalidated, its parts must not be touched at all until they are found again; positions stay as they are.
+//! Those of a queue that is broken are not looked for.
 //! Neither is an error, and the owner is not told: it sees a queue without chains. Whoever changes translations tells the
 //! queue, under the lock under which it is used.
 
@@ -16,6 +17,12 @@ impl DeviceQueue {
     #[inline]
     pub fn is_waiting(&self) -> bool {
         matches!(self.waiting, Waiting::Chain(_) | Waiting::Ring)
+    }
+
+    /// Whether the ring is where it was found.
+    #[inline]
+    pub(super) fn may_touch(&self) -> bool {
+        !matches!(self.waiting, Waiting::Ring | Waiting::Gone)
     }
 
     /// The first peek after a refusal: the chain that needed it is refused.
@@ -67,7 +74,7 @@ impl DeviceQueue {
     /// The front-end has answered for something. Returns whether a queue that waited goes on.
     pub fn translations_changed(&mut self) -> bool {
         match self.waiting {
-            Waiting::No | Waiting::Refused(_) => return false,
+            Waiting::No | Waiting::Refused(_) | Waiting::Gone => return false,
             Waiting::Chain(miss) => {
                 let Some(iotlb) = self.memory.iotlb() else { return false };
                 if iotlb.is_waiting(miss) {
@@ -82,8 +89,7 @@ impl DeviceQueue {
                 Ok((parts, held)) => self.relocate(parts, held),
                 Err(RingError::Untranslated { .. } | RingError::Forbidden { .. }) => return false,
                 Err(error) => {
-                    self.waiting = Waiting::No;
-                    self.broken = Some(error);
+                    (self.waiting, self.broken) = (Waiting::Gone, Some(error));
                     return true;
                 }
             },
@@ -95,8 +101,10 @@ impl DeviceQueue {
     /// What was known of the I/O virtual addresses from `first` to `last` does not hold any more. Spans from earlier batches
     /// must not be used again. A queue whose ring lies there waits until it is found anew, which is asked for at once.
     pub fn translations_removed(&mut self, first: u64, last: u64) {
-        let healthy = self.broken.is_none() || matches!(self.waiting, Waiting::Chain(_) | Waiting::Refused(_));
-        if healthy && let Some(addr) = self.ring_inside(first, last) {
+        let Some(addr) = self.ring_inside(first, last) else { return };
+        if self.broken().is_some() {
+            self.waiting = Waiting::Gone;
+        } else if self.may_touch() {
             self.wait(Waiting::Ring, addr);
             self.translations_changed();
         }
