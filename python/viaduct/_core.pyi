@@ -5,6 +5,7 @@ from typing import Any, Literal, final
 
 from viaduct._core_block import BlockDevice as BlockDevice
 from viaduct._core_block import ImageError as ImageError
+from viaduct._core_e1000 import E1000 as E1000
 from viaduct._core_platform import I8042 as I8042
 from viaduct._core_platform import DebugExit as DebugExit
 from viaduct._core_platform import Pvpanic as Pvpanic

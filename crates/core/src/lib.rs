@@ -40,6 +40,8 @@ mod _core {
     #[pymodule_export]
     use super::traffic::{TrafficSink, TrafficSource};
     #[pymodule_export]
+    use super::vmm::e1000::E1000;
+    #[pymodule_export]
     use super::vmm::platform::{DebugExit, I8042, Pvpanic, ResetControl, Rtc, Serial, SleepControl};
     #[pymodule_export]
     use super::vmm::{BusDevice, PciFunction, PciRoot, VirtioMmio, VirtioPci, Vm};

@@ -15,6 +15,7 @@ pub mod bus;
 pub mod engine;
 pub mod exits;
 pub mod machine;
+pub mod nic;
 pub mod pci;
 pub mod platform;
 mod vcpu_thread;

@@ -1,6 +1,7 @@
 //! The machine for Python.
 
 pub(crate) mod bus_device;
+pub(crate) mod e1000;
 pub(crate) mod pci;
 pub(crate) mod platform;
 mod python_device;

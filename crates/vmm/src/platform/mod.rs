@@ -66,4 +66,4 @@ fn value(data: &[u8]) -> u32 {
 }
 
 #[cfg(test)]
-mod mock;
+pub(crate) mod mock;
