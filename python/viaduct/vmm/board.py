@@ -17,9 +17,10 @@ from viaduct.vhost_user.errors import VhostUserError
 from viaduct.vmm import memory_map as at
 from viaduct.vmm.back_end import BackEnd
 from viaduct.vmm.boot import BootError, Platform, load
-from viaduct.vmm.config import MachineConfig
+from viaduct.vmm.config import MachineConfig, NicConfig
 from viaduct.vmm.engines import EngineName, EngineUnavailableError, choose
 from viaduct.vmm.errors import MachineError
+from viaduct.vmm.nic import mac_of, socket_of
 from viaduct.vmm.pc import Pc, SerialConsole
 from viaduct.vmm.ram import Ram
 from viaduct.vmm.virtio_devices import back_ends
@@ -79,6 +80,9 @@ class Board:
         pci = self._add_pci() if self.config.transport == "pci" else None
         async for device_name, back_end in back_ends(self.config, name, console, self._stack):
             await self._add_virtio(device_name, back_end, pci)
+        for index, nic in enumerate(self.config.nics):
+            if nic.path == "emulated":
+                await self._add_emulated(f"net{index}", nic, mac_of(nic, name, index), name, pci)
         if pci is None:
             self.vm.add_pio(at.RESET_PORT, 1, self.pc.reset_control)
         mmio = () if pci is not None else tuple(range(len(self.slots)))
@@ -129,6 +133,21 @@ class Board:
             slot.transport = registers
         self.slots.append(slot)
         self.devices.append(f"{name}: {place}")
+
+    async def _add_emulated(self, name: str, nic: NicConfig, mac: bytes, machine: str, pci: PciRoot | None) -> None:
+        """A card of registers, which only PCI has a place for."""
+        from viaduct.vmm.emulated_nic import EmulatedNic
+
+        if pci is None:
+            raise MachineError(f"{name}: an emulated card needs transport=pci, where its driver looks for it")
+        card = EmulatedNic(name, mac, self.ram.memory)
+        self._stack.push_async_callback(card.close)
+        slot = pci.add(card.function)
+        if nic.kind == "tap":
+            card.plug_into_tap(nic.target)
+        else:
+            await card.plug_into_back_end(await asyncio.to_thread(socket_of, nic, machine))
+        self.devices.append(f"{name}: e1000 at PCI 00:{slot:02x}.0")
 
     def _load(self, platform: Platform) -> CpuState:
         config = self.config
