@@ -23,6 +23,8 @@ const PAGES: u64 = 64;
 const GUEST_PAGES: u64 = SIZE.div_ceil(PAGE);
 /// Bytes of the log, in the middle of a file whose other bytes must not change.
 const LOG: usize = GUEST_PAGES.div_ceil(8) as usize;
+/// Steps of one input.
+const STEPS: u32 = 120;
 const READ: u8 = 1;
 const WRITE: u8 = 2;
 
@@ -175,7 +177,8 @@ fn play(u: &mut Unstructured, stage: &Stage) -> Result<()> {
     let Ok(mut device) = DeviceQueue::new(platform.memory(), &behind) else { return Ok(()) };
     platform.watch(|| device.set_log_addr(Some(behind.device_addr)));
     let mut batch = Batch::default();
-    while !u.is_empty() {
+    // All of the memory is compared at each step.
+    for _ in 0..STEPS {
         match u.int_in_range(0..=31u8)? {
             0..=13 => poke(u, &stage.guest, &plain)?,
             14..=21 => serve(u, &platform, &mut device, &mut batch)?,

@@ -1,10 +1,12 @@
 //! A file that loses its pages while it is mapped: the guard turns the fault into zeroes and a mark.
 
 use std::fs::File;
-use std::os::fd::{AsFd, FromRawFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, FromRawFd, OwnedFd};
+use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
-use viaduct_memory::{GuestMemory, RegionCache, RegionSpec, fault};
+use viaduct_memory::iotlb::{Access, Iotlb, Translation};
+use viaduct_memory::{GuestMemory, RegionCache, RegionSpec, access, fault};
 
 const PAGE: u64 = 4096;
 
@@ -69,6 +71,41 @@ fn truncated_file_reads_as_zeroes_and_is_marked() {
     drop(memory);
     let fresh = GuestMemory::new().with_region(region(0, 16 * PAGE), shared(&good)).unwrap();
     assert!(!fresh.faulted());
+}
+
+#[test]
+fn a_ring_in_pieces_sees_that_its_file_was_cut() {
+    let file = file(4 * PAGE, 0).unwrap();
+    let plain = GuestMemory::new().with_region(region(0, 4 * PAGE), shared(&file)).unwrap();
+    write(&plain, 3 * PAGE, b"first");
+    write(&plain, PAGE, b"second");
+    let signal = File::options().write(true).open("/dev/null").unwrap().into();
+    let iotlb = Arc::new(Iotlb::new(signal));
+    // Two pages that follow each other for the driver, and lie the other way round.
+    for (iova, page) in [(0, 3), (PAGE, 1)] {
+        iotlb.update(Translation::new(iova, PAGE, (1 << 40) + page * PAGE, 3).unwrap());
+    }
+    let memory = plain.behind(iotlb);
+    let part = memory.ring_part(0, 2 * PAGE as u32, &[Access::Read, Access::Write]).unwrap();
+    assert!(part.is_mapped_anew() && !part.faulted());
+    let byte = |at: u64| {
+        // SAFETY: `part` has two pages.
+        unsafe { access::read_bytes::<1>(part.as_ptr().add(at as usize))[0] }
+    };
+    assert_eq!([byte(0), byte(PAGE)], [b'f', b's']);
+    file.set_len(2 * PAGE).unwrap();
+    assert_eq!([byte(0), byte(PAGE)], [0, 0], "one of its pages is gone, so it goes on without the file");
+    assert!(part.faulted());
+    assert!(!memory.faulted(), "nobody has touched what else of it is mapped");
+}
+
+#[test]
+fn a_file_that_is_sealed_against_writes_is_refused() {
+    let file = file(4 * PAGE, libc::MFD_ALLOW_SEALING).unwrap();
+    // SAFETY: a plain fcntl call.
+    assert_eq!(unsafe { libc::fcntl(file.as_raw_fd(), libc::F_ADD_SEALS, libc::F_SEAL_WRITE) }, 0);
+    let error = GuestMemory::new().with_region(region(0, 4 * PAGE), shared(&file)).expect_err("it cannot be written");
+    assert!(error.to_string().contains("Operation not permitted"), "{error}");
 }
 
 #[test]

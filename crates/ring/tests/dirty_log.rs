@@ -232,3 +232,37 @@ fn an_address_near_the_end_of_all_addresses_marks_nothing_else() {
         assert_eq!(rig.take(), descriptors);
     }
 }
+
+#[test]
+fn buffers_that_a_killed_device_did_not_show_are_logged_as_they_go_back() {
+    // 256 descriptors are a page: the gap lies on one, on two, and on both sides of the ring's end.
+    for (start, pages) in [(0, vec![0]), (250, vec![0, 1]), (300, vec![1]), (390, vec![0, 1])] {
+        let mut rig = Rig::new(config(Layout::Packed, 400, false));
+        let serve = |rig: &mut Rig, publish: bool| {
+            rig.batch.clear();
+            rig.device.peek(&mut rig.batch, 64).unwrap();
+            rig.device.consume(&rig.batch.chains);
+            for chain in &rig.batch.chains {
+                rig.device.complete(chain, 60);
+            }
+            publish && rig.device.publish()
+        };
+        for _ in 0..start {
+            rig.driver.add(&[], &[(BUFFERS, 64)], 0).unwrap();
+            rig.driver.publish();
+            serve(&mut rig, true);
+            rig.driver.take().unwrap().unwrap();
+        }
+        for token in 0..20 {
+            rig.driver.add(&[], &[(BUFFERS, 64)], token).unwrap();
+        }
+        rig.driver.publish();
+        serve(&mut rig, false);
+        rig.device = DeviceQueue::new(rig.memory.clone(), &rig.config).unwrap();
+        rig.attach();
+        rig.device.leave();
+        assert_eq!(rig.take(), BTreeSet::from_iter(pages), "from {start} on");
+        let given_back: Vec<_> = std::iter::from_fn(|| rig.driver.take().unwrap()).collect();
+        assert_eq!(given_back, (0..20).map(|token| (token, 0)).collect::<Vec<_>>());
+    }
+}

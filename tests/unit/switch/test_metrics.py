@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import secrets
 import socket
 import stat
 from contextlib import suppress
@@ -109,9 +110,10 @@ async def test_who_sends_without_end_is_hung_up_on(tmp_path: Path) -> None:
     assert not path.exists()
 
 
-async def test_loopback_is_served(unused_port: int) -> None:
-    async with Switch() as switch, MetricsServer(switch, parse_metrics_address(f"127.0.0.1:{unused_port}")):
-        reader, writer = await asyncio.open_connection("127.0.0.1", unused_port)
+async def test_loopback_is_served(unused_address: tuple[str, int]) -> None:
+    host, port = unused_address
+    async with Switch() as switch, MetricsServer(switch, parse_metrics_address(f"{host}:{port}")):
+        reader, writer = await asyncio.open_connection(host, port)
         writer.write(b"HEAD /metrics HTTP/1.0\r\n\r\n")
         answer = await reader.read()
         writer.close()
@@ -120,11 +122,13 @@ async def test_loopback_is_served(unused_port: int) -> None:
 
 
 @pytest.fixture
-def unused_port() -> int:
-    """A TCP port that nobody listens on now."""
+def unused_address() -> tuple[str, int]:
+    """A TCP port that nobody listens on, of a loopback address that nobody else uses: so nobody takes it meanwhile, as
+    connections from 127.0.0.1 would."""
+    host = f"127.{secrets.randbelow(254) + 1}.{secrets.randbelow(256)}.{secrets.randbelow(254) + 1}"
     with socket.socket() as sock:
-        sock.bind(("127.0.0.1", 0))
-        return int(sock.getsockname()[1])
+        sock.bind((host, 0))
+        return host, int(sock.getsockname()[1])
 
 
 @pytest.mark.parametrize(
