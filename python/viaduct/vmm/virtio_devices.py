@@ -4,15 +4,22 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack
+from pathlib import Path
 
 from viaduct._core import ImageError
 from viaduct.devices.console_terminal import ConsoleTerminal
 from viaduct.vhost_user.device import Device
+from viaduct.virtio.features import DeviceType
+from viaduct.virtio.fs_config import FsConfig
 from viaduct.vmm.back_end import BackEnd
 from viaduct.vmm.back_end.in_process import InProcessBackEnd
-from viaduct.vmm.config import MachineConfig
+from viaduct.vmm.back_end.vhost_user import VhostUserBackEnd
+from viaduct.vmm.config import MachineConfig, ShareConfig
 from viaduct.vmm.errors import MachineError
 from viaduct.vmm.nic import mac_of, open_virtio
+
+QUEUE_SIZE = 256
+"""Descriptors of the queues whose back-end leaves that to us."""
 
 
 async def back_ends(
@@ -44,6 +51,8 @@ async def back_ends(
         from viaduct.devices.vsock import Vsock
 
         yield "vsock", _in_process(Vsock(config.vsock), stack)
+    for index, share in enumerate(config.shares):
+        yield f"share{index}", await _share(share, stack)
     for index, (name, device) in enumerate(_user_devices(config)):
         yield f"{name}{index}", _in_process(device, stack)
 
@@ -68,6 +77,18 @@ def _disks(config: MachineConfig) -> list[tuple[str, Device]]:
             opened.close()
         raise MachineError(f"--disk {disk.file}: {error}") from error
     return disks
+
+
+async def _share(share: ShareConfig, stack: AsyncExitStack) -> BackEnd:
+    """A directory, which a virtiofsd of its own serves for as long as the machine lives."""
+    from viaduct.devices.filesystem import FilesystemError, Virtiofsd
+
+    try:
+        config = FsConfig(share.tag or Path(share.directory).name).pack()
+        server = await stack.enter_async_context(Virtiofsd(share.directory))
+    except (FilesystemError, ValueError) as error:
+        raise MachineError(f"--share {share.directory}: {error}") from error
+    return VhostUserBackEnd(str(server.socket), DeviceType.FS, (QUEUE_SIZE, QUEUE_SIZE), config=config)
 
 
 def _user_devices(config: MachineConfig) -> list[tuple[str, Device]]:
