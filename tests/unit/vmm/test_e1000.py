@@ -40,8 +40,8 @@ def arp_request() -> bytes:
 
 @pytest.fixture
 async def switch(tmp_path: Path) -> AsyncIterator[Switch]:
-    ports = {name: VhostUserPort(path=f"{tmp_path}/{name}.sock") for name in ("card", "guest")}
-    async with Switch(SwitchConfig(ports=ports)) as running:
+    card, guest = (VhostUserPort(path=f"{tmp_path}/{name}.sock") for name in ("card", "guest"))
+    async with Switch(SwitchConfig(ports={"card": card, "guest": guest})) as running:
         yield running
 
 
