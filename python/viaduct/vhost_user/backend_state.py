@@ -1,8 +1,9 @@
 """What a back-end knows of one connection, and what each request changes in it.
 
 One method carries out one request of the table in `viaduct.vhost_user.protocol`; it is called after the request has
-been judged by the table (size, descriptors, features, state) and checks what only it can check. It returns an `Answer`
-where the table says that one is due. A method that raises has changed nothing that the front-end could rely on.
+been judged by the table (`judgement`: descriptors, features, state) and checks what only it can check. It returns an
+`Answer` where the table says that one is due. A method that raises has changed nothing that the front-end could rely
+on.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ from viaduct.vhost_user.errors import RequestError
 from viaduct.vhost_user.event_fd import check_event_fd, signal
 from viaduct.vhost_user.iommu import Iommu
 from viaduct.vhost_user.memory_table import MemoryTable
-from viaduct.vhost_user.protocol import IMPLEMENTED, MAX_MEM_SLOTS, Legal, ProtocolFeature, Request
+from viaduct.vhost_user.protocol import IMPLEMENTED, MAX_MEM_SLOTS, ProtocolFeature
 from viaduct.vhost_user.ring import Ring, check_size
 from viaduct.vhost_user.wire import Descriptors
 from viaduct.virtio.features import DeviceFeature, describe_features
@@ -79,77 +80,11 @@ class BackendState:
         """The answer to GET_PROTOCOL_FEATURES: what the device supports and the back-end implements."""
         return self.device.protocol_features & IMPLEMENTED
 
-    # How the table's columns are judged.
-
-    def check_gate(self, request: Request) -> None:
-        """Raises `RequestError` unless the features that the request needs are there."""
-        gate = request.gate
-        if gate.device is not None and gate.device != self.device.device_id:
-            raise RequestError(f"a request for a {gate.device.name} device", "other requests", request.section)
-        if needed := gate.protocol | gate.offered:
-            name = f"VHOST_USER_PROTOCOL_F_{needed.name}"
-            if not needed & self.offered_protocol_features:
-                raise RequestError(
-                    f"a request that needs {name}, which this back-end does not offer",
-                    "other requests",
-                    request.section,
-                )
-            if gate.protocol and not gate.protocol & self.protocol_features:
-                raise RequestError(
-                    f"a request that needs {name}, which was offered but not acknowledged",
-                    "this request after a SET_PROTOCOL_FEATURES with that bit",
-                    request.section,
-                )
-        if gate.virtio and not gate.virtio & (self.features or 0):
-            raise RequestError(
-                f"a request that needs feature {gate.virtio.name}, which was not negotiated",
-                "this request after a SET_FEATURES with that bit",
-                request.section,
-            )
-
-    def check_legal(self, request: Request, payload: Any) -> None:
-        """Raises `RequestError` unless the state allows the request."""
-        match request.legal:
-            case Legal.ALWAYS:
-                return
-            case Legal.ONCE:
-                bad = "a second one" if self.owned else None
-            case Legal.RING_STOPPED:
-                bad = self._running([self.ring(payload.vring)])
-            case Legal.RING_STOPPED_OR_SAME:
-                ring = self.ring(payload.vring)
-                bad = None if ring.lies_at(payload) else self._running([ring])
-            case Legal.RINGS_STOPPED:
-                bad = self._running(self.rings)
-            case Legal.RINGS_STOPPED_OR_SAME:
-                bad = None if self._in_force(request, payload.value) else self._running(self.rings)
-        if bad:
-            raise RequestError(bad, request.legal.value, request.section)
-
-    def _in_force(self, request: Request, value: int) -> bool:
-        if request.name != "SET_FEATURES":
-            return value == self.protocol_features
-        # A migration switches LOG_ALL under running rings (vhost-user, "Migration").
-        return self.features is not None and not (value ^ self.features) & ~DeviceFeature.LOG_ALL
-
-    @staticmethod
-    def _running(rings: list[Ring]) -> str | None:
-        running = [str(ring.index) for ring in rings if ring.started]
-        return f"ring {', '.join(running)} is started (GET_VRING_BASE stops it)" if running else None
-
     def ring(self, index: int) -> Ring:
         """The ring with this index; raises `RequestError` if the device has none."""
         if index >= len(self.rings):
             raise RequestError(f"ring {index}", f"0 to {len(self.rings) - 1}", 'vhost-user, "Multiple queue support"')
         return self.rings[index]
-
-    def stopped_by(self, request: Request, payload: Any) -> list[int]:
-        """The started rings that the request is about to stop."""
-        if request.name == "RESET_DEVICE":
-            return [ring.index for ring in self.rings if ring.started]
-        if request.name in ("GET_VRING_BASE", "SET_VRING_KICK") and self.ring(payload.vring).started:
-            return [payload.vring]
-        return []
 
     # Negotiation.
 

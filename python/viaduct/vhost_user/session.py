@@ -28,6 +28,7 @@ from viaduct.vhost_user import protocol
 from viaduct.vhost_user.backend_state import Answer, BackendState
 from viaduct.vhost_user.device import Device, Peer
 from viaduct.vhost_user.errors import RequestError, StreamError
+from viaduct.vhost_user.judgement import check_gate, check_legal, stopped_by
 from viaduct.vhost_user.protocol import FRONT_END_REQUESTS, Request
 from viaduct.vhost_user.wire import Channel, Message
 
@@ -186,13 +187,13 @@ class Session:
             )
         if message.is_reply:
             raise RequestError("a request with the reply flag", "flags 0x1 or 0x9", 'vhost-user, "Header"')
-        self.state.check_gate(request)
+        check_gate(self.state, request)
         payload: Any = request.payload.parse(message.payload)
         if allowed := request.fds.check(payload, len(message.fds)):
             raise RequestError(f"{len(message.fds)} file descriptors", allowed, request.section)
-        self.state.check_legal(request, payload)
+        check_legal(self.state, request, payload)
         log.debug("%s: %s %s, %d fds", self.who, request.name, payload, len(message.fds))
-        for index in self.state.stopped_by(request, payload):
+        for index in stopped_by(self.state, request, payload):
             await self._drain(index)
         answer: Answer | None = getattr(self.state, request.handler)(payload, message.fds)
         return answer
