@@ -15,6 +15,8 @@ from interop.peer_process import PeerProcess, wait_until
 from interop.qemu import Guest
 
 MEBIBYTE = 1 << 20
+PATIENT = 180
+"""Seconds for a guest to give up so much memory, a kilobyte of page numbers after the other, on a busy host."""
 PROPERTIES = {"virtio-id": "5", "num_vqs": "4", "config_size": "16"}
 
 
@@ -52,18 +54,19 @@ def use_memory(guest: Guest, mebibytes: int) -> None:
     guest.run(f"dd if=/dev/urandom of=/tmp/fill bs=1M count={mebibytes} 2>/dev/null; rm /tmp/fill")
 
 
+@pytest.mark.timeout(600)
 def test_the_host_gets_what_the_guest_gives(guest: Guest, balloon: PeerProcess) -> None:
-    for times in (1, 2):
+    for mebibytes in (200, 150):
         use_memory(guest, 100)
         before = meminfo(guest, "MemFree")
-        balloon.say("200M")
-        balloon.wait_for_output(f"has {200 * MEBIBYTE} bytes, gave back", times)
-        assert meminfo(guest, "MemFree") < before - 150 * MEBIBYTE
-        wait_until(lambda: resident(guest) < 330 * MEBIBYTE, "the pages are the host's")
+        balloon.say(f"{mebibytes}M")
+        balloon.wait_for_output(f"has {mebibytes * MEBIBYTE} bytes, gave back", seconds=PATIENT)
+        assert meminfo(guest, "MemFree") < before - (mebibytes - 50) * MEBIBYTE
+        wait_until(lambda: resident(guest) < 400 * MEBIBYTE, "the pages are the host's")
         balloon.say("0")
-        wait_until(lambda: meminfo(guest, "MemFree") > 300 * MEBIBYTE, "the guest has its memory back")
+        wait_until(lambda: meminfo(guest, "MemFree") > 300 * MEBIBYTE, "the guest has its memory back", PATIENT)
         use_memory(guest, 250)
-        if times == 1:
+        if mebibytes == 200:
             guest.reset()
 
 
@@ -77,6 +80,6 @@ def test_free_pages_are_reported(guest: Guest) -> None:
 
 
 def test_statistics(guest: Guest, balloon: PeerProcess) -> None:
-    wait_until(lambda: "total_memory" in balloon.tail(), "statistics in the log")
-    told = int(re.findall(r"total_memory (\d+)", balloon.tail())[-1])
+    balloon.wait_for_output("total_memory", seconds=PATIENT)
+    told = int(re.findall(r"total_memory (\d+)", balloon.output())[-1])
     assert told == meminfo(guest, "MemTotal")

@@ -111,14 +111,15 @@ class BalloonLines:
 
     async def _ask(self, interval: float) -> None:
         import asyncio
-        import contextlib
         import logging
 
         while True:
             await asyncio.sleep(interval)
-            with contextlib.suppress(TimeoutError):
+            try:
                 told = await self._device.ask_statistics(interval)
                 words = ", ".join(f"{name.name.lower()} {value}" for name, value in told.items())
-                logging.getLogger("viaduct.device").info(
-                    "Balloon: has %d bytes, gave back %d; %s", self._device.size, self._device.given_back, words
-                )
+            except TimeoutError:
+                words = "the guest says no more"
+            logging.getLogger("viaduct.device").info(
+                "Balloon: has %d bytes, gave back %d; %s", self._device.size, self._device.given_back, words
+            )
