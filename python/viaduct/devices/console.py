@@ -161,6 +161,8 @@ class Console(QueueDevice):
 
     def _message(self, number: int, event: int, value: int) -> None:
         if event == Event.DEVICE_READY:
+            # A driver that begins has opened nothing. A front-end may not say that another one has (QEMU).
+            self._states = [_State() for _ in self.ports]
             if value == 1:
                 for index in range(len(self.ports)):
                     self._tell(index, Event.DEVICE_ADD)

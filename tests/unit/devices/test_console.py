@@ -219,6 +219,19 @@ async def test_a_reset_forgets_which_ports_were_open() -> None:
         assert (await slot.rings[4].next_used())[1] == b"x"
 
 
+async def test_a_driver_that_begins_anew_has_opened_nothing() -> None:
+    device, terminals = several()
+    async with Slot(device) as slot:
+        await slot.rings[3].ask(out=message(1, Event.PORT_OPEN, 1))
+        await slot.rings[3].ask(out=message(0, Event.DEVICE_READY, 1))
+        terminals[1].write("x")
+        slot.rings[4].add(room=8)
+        await slot.rings[3].ask(out=b"nothing")
+        assert not slot.rings[4].arrived()
+        await slot.rings[3].ask(out=message(1, Event.PORT_OPEN, 1))
+        assert (await slot.rings[4].next_used())[1] == b"x"
+
+
 async def test_a_pause_loses_nothing() -> None:
     terminal = ConsoleTerminal()
     async with Slot(Console(terminal)) as slot:
