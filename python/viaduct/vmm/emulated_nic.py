@@ -19,6 +19,8 @@ from viaduct.vmm.errors import MachineError
 if TYPE_CHECKING:
     from viaduct._core import GuestMemory
 
+PATIENCE = 30.0
+"""Seconds for a back-end to appear and to answer: it may run on the same busy host."""
 _OPTIONS = LinkOptions(checksum=False, segmentation=False)
 """What leaves a card is complete, and so is what it takes."""
 
@@ -42,11 +44,11 @@ class EmulatedNic:
         except OSError as error:
             raise MachineError(f"tap {ifname}: {explain(ifname, error)}") from error
 
-    async def plug_into_back_end(self, path: str) -> None:
-        """Joins the card to who listens on a vhost-user socket. Raises `MachineError`."""
+    async def plug_into_back_end(self, path: str, within: float = PATIENCE) -> None:
+        """Joins the card to who listens on a vhost-user socket, in so many seconds. Raises `MachineError`."""
         try:
             self._link = Link(path, _OPTIONS, self.function.name, self.function)
-            await self._link.start()
+            await self._link.start(within)
         except (GuestError, VhostUserError) as error:
             raise MachineError(f"{self.function.name}: {error}") from error
 

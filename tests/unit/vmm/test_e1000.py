@@ -130,6 +130,6 @@ async def test_nobody_at_the_other_end_is_an_error(tmp_path: Path) -> None:
     ram = Ram(1 << 20)
     card = EmulatedNic("net0", MAC, ram.memory)
     with pytest.raises(MachineError, match=r"net0: .*nobody\.sock"):
-        await card.plug_into_back_end(f"{tmp_path}/nobody.sock")
+        await card.plug_into_back_end(f"{tmp_path}/nobody.sock", within=0.1)
     await card.close()
     ram.close()
