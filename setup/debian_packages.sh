@@ -10,7 +10,7 @@ set -eu
 packages="
     qemu-system-x86 qemu-utils busybox-static cpio kmod xz-utils zstd
     dpdk-dev openvswitch-switch-dpdk
-    libdpdk-dev gcc g++ libc6-dev pkg-config iproute2 iputils-ping procps tshark
+    libdpdk-dev gcc g++ libc6-dev pkg-config iproute2 iputils-ping procps tshark gdb
     valgrind acpica-tools
 "
 

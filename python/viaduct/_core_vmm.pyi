@@ -78,8 +78,13 @@ class Vm:
         """
     def set_registers(self, vcpu: int, values: Mapping[str, object]) -> None:
         """Changes the registers that are named; raises KeyError for an unknown name, ValueError while the vCPU runs."""
-    def start(self) -> None:
-        """Starts a thread for each vCPU, and the guest."""
+    def start(self, *, paused: bool = False) -> None:
+        """Starts a thread for each vCPU, and the guest, or, `paused`, not yet the guest: event "paused" follows."""
+    def serve_gdb(self, port: int) -> int:
+        """Listens for gdb on a port of the loopback interface, 0 for any, and returns it. The machine must be started.
+
+        While gdb is attached it pauses and resumes the machine; when it goes, the guest goes on.
+        """
     def request_pause(self) -> None:
         """Asks all vCPUs to stop before their next instruction. Event "paused" follows."""
     def wait_paused(self, seconds: float) -> bool:

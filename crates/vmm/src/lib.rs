@@ -12,8 +12,10 @@
 //! listens to: between a running driver and its device no exit is left that this crate would have to handle.
 
 pub mod bus;
+mod debugger;
 pub mod engine;
 pub mod exits;
+pub mod gdb;
 pub mod machine;
 pub mod nic;
 pub mod pci;

@@ -13,7 +13,7 @@
 //! most.
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU8, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU8, Ordering};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
@@ -22,6 +22,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
 use crate::bus::Bus;
+use crate::debugger::Debugger;
 use crate::engine::{EngineError, Kick, OwnedVm, Parts, Vcpu, Vm};
 use crate::exits::ExitTable;
 use crate::vcpu_thread;
@@ -102,6 +103,8 @@ pub(crate) struct Processor {
     pub(crate) vcpu: Mutex<Box<dyn Vcpu>>,
     pub(crate) kick: Box<dyn Kick>,
     pub(crate) exits: ExitTable,
+    /// A debugger lets others run and not this one.
+    held: AtomicBool,
 }
 
 /// What the threads share.
@@ -111,6 +114,7 @@ pub(crate) struct Shared {
     pub(crate) addresses: Arc<Bus>,
     pub(crate) processors: Vec<Processor>,
     pub(crate) owner: Box<dyn Owner>,
+    pub(crate) debugger: Debugger,
     state: Mutex<State>,
     changed: Condvar,
     /// `State::wish`, for a look without a lock.
@@ -118,16 +122,17 @@ pub(crate) struct Shared {
 }
 
 impl Shared {
-    /// Whether the guest may be entered.
-    pub(crate) fn may_run(&self) -> bool {
-        self.wish.load(Ordering::SeqCst) == Wish::Run as u8
+    /// Whether the guest may be entered on this vCPU.
+    pub(crate) fn may_run(&self, vcpu: usize) -> bool {
+        self.wish.load(Ordering::SeqCst) == Wish::Run as u8 && !self.processors[vcpu].held.load(Ordering::SeqCst)
     }
 
     fn wish(&self, state: &mut MutexGuard<'_, State>, wish: Wish) {
         state.wish = wish;
         self.wish.store(wish as u8, Ordering::SeqCst);
         for processor in &self.processors {
-            if wish == Wish::Run { processor.kick.clear() } else { processor.kick.kick() }
+            let runs = wish == Wish::Run && !processor.held.load(Ordering::SeqCst);
+            if runs { processor.kick.clear() } else { processor.kick.kick() }
         }
         self.changed.notify_all();
     }
@@ -157,7 +162,7 @@ impl Shared {
             MutexGuard::unlocked(&mut state, || self.owner.event(vcpu, Event::Paused));
         }
         let waits = |state: &mut State| match state.wish {
-            Wish::Run => for_resume && state.resumes == resumes,
+            Wish::Run => for_resume && state.resumes == resumes || self.processors[vcpu].held.load(Ordering::SeqCst),
             Wish::Pause => true,
             Wish::Stop => false,
         };
@@ -186,12 +191,17 @@ impl Machine {
     /// devices that the engine brings along.
     ///
     /// # Errors
-    /// [`EngineError::Invalid`], if devices of the engine's overlap.
+    /// [`EngineError::Invalid`], if devices of the engine's overlap; [`EngineError::System`] without descriptors.
     pub fn new(parts: Parts, owner: Box<dyn Owner>) -> Result<Machine, EngineError> {
         let processors = parts
             .vcpus
             .into_iter()
-            .map(|vcpu| Processor { kick: vcpu.kicker(), vcpu: Mutex::new(vcpu), exits: ExitTable::default() })
+            .map(|vcpu| Processor {
+                kick: vcpu.kicker(),
+                vcpu: Mutex::new(vcpu),
+                exits: ExitTable::default(),
+                held: AtomicBool::new(false),
+            })
             .collect();
         let shared = Shared {
             vm: parts.vm.clone(),
@@ -199,6 +209,7 @@ impl Machine {
             addresses: Arc::new(Bus::addresses()),
             processors,
             owner,
+            debugger: Debugger::new()?,
             state: Mutex::new(State { wish: Wish::Stop, parked: 0, resumes: 0 }),
             changed: Condvar::new(),
             wish: AtomicU8::new(Wish::Stop as u8),
@@ -299,11 +310,33 @@ impl Machine {
     /// # Errors
     /// [`EngineError::Invalid`] if it has been started; [`EngineError::System`] if the host has no threads left.
     pub fn start(&self) -> Result<(), EngineError> {
+        self.start_threads(Wish::Run)
+    }
+
+    /// Starts a thread for each vCPU, which parks: the guest begins when the machine is resumed.
+    ///
+    /// # Errors
+    /// As [`start`](Machine::start).
+    pub fn start_paused(&self) -> Result<(), EngineError> {
+        self.start_threads(Wish::Pause)
+    }
+
+    /// Whether it has been started and not stopped.
+    pub fn is_started(&self) -> bool {
+        self.shared.state.lock().wish != Wish::Stop
+    }
+
+    /// What a debugger and the vCPU threads share.
+    pub(crate) fn debugger(&self) -> &Debugger {
+        &self.shared.debugger
+    }
+
+    fn start_threads(&self, wish: Wish) -> Result<(), EngineError> {
         let mut threads = self.threads.lock();
         if !threads.is_empty() {
             return Err(EngineError::Invalid("the machine has been started already".into()));
         }
-        self.shared.wish(&mut self.shared.state.lock(), Wish::Run);
+        self.shared.wish(&mut self.shared.state.lock(), wish);
         for vcpu in 0..self.vcpus() {
             let shared = self.shared.clone();
             let thread = std::thread::Builder::new().name(format!("vcpu {vcpu}"));
@@ -344,11 +377,19 @@ impl Machine {
     /// # Errors
     /// [`EngineError::Invalid`] if it has not been started, or has been stopped.
     pub fn resume(&self) -> Result<(), EngineError> {
+        self.resume_without(&|_| false)
+    }
+
+    /// Lets all vCPUs go on except those that are `held`, until the next time.
+    pub(crate) fn resume_without(&self, held: &dyn Fn(usize) -> bool) -> Result<(), EngineError> {
         let mut state = self.shared.state.lock();
         if state.wish == Wish::Stop {
             return Err(EngineError::Invalid("the machine is not started".into()));
         }
         state.resumes += 1;
+        for (vcpu, processor) in self.shared.processors.iter().enumerate() {
+            processor.held.store(held(vcpu), Ordering::SeqCst);
+        }
         self.shared.wish(&mut state, Wish::Run);
         Ok(())
     }
@@ -356,6 +397,7 @@ impl Machine {
     /// Ends the threads of all vCPUs and waits for them, except for the one that calls.
     pub fn stop(&self) {
         self.shared.wish(&mut self.shared.state.lock(), Wish::Stop);
+        self.shared.debugger.wake();
         let threads = std::mem::take(&mut *self.threads.lock());
         for thread in threads {
             if thread.thread().id() != std::thread::current().id() {

@@ -9,12 +9,17 @@ use crate::engine::{Exit, Vcpu};
 use crate::exits::{ExitTable, Reason};
 use crate::machine::{Event, Place, Processor, Shared};
 
+/// The longest instruction (Intel SDM 2, 2.3.11).
+const INSTRUCTION_MAX: usize = 15;
+
 /// What a run led to, where it is more than an answer.
 enum Outcome {
     /// Enter the guest again.
     Answered,
     /// Nothing is left to complete: look what shall be done.
     Interrupted,
+    /// The guest shall have the exception of its own breakpoint instruction.
+    GuestBreakpoint,
     /// Wait until the machine is resumed.
     Halted,
     /// Tell the owner, and pause the machine.
@@ -36,11 +41,11 @@ pub(crate) fn run(shared: &Shared, index: usize) {
         report(shared, index, &mut vcpu, End::Failed(error.to_string()));
     }
     loop {
-        let may_run = shared.may_run();
+        let may_run = shared.may_run(index);
         match step(shared, processor, &mut **vcpu) {
-            Outcome::Answered => {}
+            Outcome::Answered | Outcome::GuestBreakpoint => {}
             // A signal of somebody else's, or a kick that has been taken back meanwhile.
-            Outcome::Interrupted if may_run && shared.may_run() => {}
+            Outcome::Interrupted if may_run && shared.may_run(index) => {}
             Outcome::Interrupted => {
                 vcpu.note_pause();
                 if !MutexGuard::unlocked(&mut vcpu, || shared.park(index, false)) {
@@ -106,7 +111,17 @@ fn step(shared: &Shared, processor: &Processor, vcpu: &mut dyn Vcpu) -> Outcome 
         Exit::TripleFault => (Reason::End, Outcome::Ended(End::TripleFault)),
         Exit::SystemEvent { kind, data } => (Reason::End, Outcome::Ended(End::SystemEvent { kind, data })),
         Exit::Failed(why) => (Reason::End, Outcome::Ended(End::Failed(why))),
-        Exit::Debug { address, dr6 } => (Reason::Debug, Outcome::Ended(End::Debug { address, dr6 })),
+        Exit::Debug { address, instruction: true, .. } if !shared.debugger.has_breakpoint(address) => {
+            (Reason::Debug, Outcome::GuestBreakpoint)
+        }
+        Exit::Debug { address, dr6, .. } => (Reason::Debug, Outcome::Ended(End::Debug { address, dr6 })),
+    };
+    let outcome = match outcome {
+        Outcome::GuestBreakpoint => match vcpu.give_breakpoint() {
+            Ok(()) => Outcome::Answered,
+            Err(error) => Outcome::Ended(End::Failed(error.to_string())),
+        },
+        outcome => outcome,
     };
     exits.count(reason, left.elapsed());
     outcome
@@ -166,7 +181,9 @@ fn report(shared: &Shared, index: usize, vcpu: &mut MutexGuard<'_, Box<dyn Vcpu>
     };
     MutexGuard::unlocked(vcpu, || {
         shared.request_pause(index);
-        shared.owner.event(index, event);
+        if !shared.debugger.stopped(index, &event) {
+            shared.owner.event(index, event);
+        }
     });
 }
 
@@ -176,5 +193,8 @@ fn place(vcpu: &dyn Vcpu) -> Place {
     let address = registers.cs.base.wrapping_add(registers.rip);
     let names = ["rip", "rsp", "rflags", "cr0", "cr2", "cr3", "cr4", "efer"];
     let values = names.into_iter().filter_map(|name| Some((name, *registers.number(name)?))).collect();
-    Place { address, registers: values, code: vcpu.code_at(address) }
+    let mut code = vec![0; INSTRUCTION_MAX];
+    let len = vcpu.read_memory(address, &mut code);
+    code.truncate(len);
+    Place { address, registers: values, code }
 }

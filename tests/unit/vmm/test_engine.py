@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import subprocess
 import threading
 
 import pytest
@@ -182,6 +183,26 @@ def test_save_restore_and_reset() -> None:
         before = counter(guest)
         guest.vm.resume()
         until(lambda: counter(guest) > before)
+
+
+def test_gdb_attaches_before_the_first_instruction() -> None:
+    with Flat(COUNT) as guest:
+        guest.vm.start(paused=True)
+        guest.wait("paused")
+        port = guest.vm.serve_gdb(0)
+        with pytest.raises(ValueError, match="already"):
+            guest.vm.serve_gdb(0)
+        commands = [
+            "set architecture i386:x86-64",
+            f"target remote 127.0.0.1:{port}",
+            "p/x $rip",
+            "p/x *(int *) 0x1000",
+        ]
+        gdb = ["gdb", "--nx", "--batch", *(word for command in commands for word in ("-ex", command))]
+        said = subprocess.run(gdb, capture_output=True, text=True, timeout=PATIENCE).stdout
+        assert f"= {CODE:#x}" in said
+        assert "= 0x6ff66" in said
+        until(lambda: counter(guest) > 10)
 
 
 @pytest.mark.parametrize("vcpus", [0, 65])

@@ -9,6 +9,7 @@ use pyo3::types::{PyBytes, PyDict};
 use viaduct_vmm::bus::Bus;
 use viaduct_vmm::engine::kvm::{self, Options};
 use viaduct_vmm::engine::{EngineError, Interrupts, Vm as EngineVm};
+use viaduct_vmm::gdb::GdbServer;
 use viaduct_vmm::machine::{Event, Machine, Owner, Place};
 
 use super::bus_device::BusDevice;
@@ -103,7 +104,8 @@ type ExitRow = (usize, &'static str, Option<u64>, String, u64, u64);
 /// A virtual machine.
 #[pyclass(module = "viaduct._core", frozen)]
 pub struct Vm {
-    machine: Machine,
+    machine: Arc<Machine>,
+    gdb: parking_lot::Mutex<Option<GdbServer>>,
     events: Arc<EventCallback>,
 }
 
@@ -159,7 +161,7 @@ impl Vm {
         let parts = py.detach(|| kvm::create(inner, Options { vcpus, interrupts })).map_err(to_python)?;
         let events = Arc::new(EventCallback { function: parking_lot::Mutex::new(on_event) });
         let machine = Machine::new(parts, Box::new(EventOwner(events.clone()))).map_err(to_python)?;
-        Ok(Vm { machine, events })
+        Ok(Vm { machine: Arc::new(machine), gdb: parking_lot::Mutex::new(None), events })
     }
 
     #[pyo3(signature = (base, size, device, name = None))]
@@ -210,8 +212,21 @@ impl Vm {
         self.machine.with_vcpu(vcpu, |vcpu| vcpu.set_registers(&new)).map_err(to_python)
     }
 
-    fn start(&self, py: Python<'_>) -> PyResult<()> {
-        py.detach(|| self.machine.start()).map_err(to_python)
+    #[pyo3(signature = (*, paused = false))]
+    fn start(&self, py: Python<'_>, paused: bool) -> PyResult<()> {
+        py.detach(|| if paused { self.machine.start_paused() } else { self.machine.start() }).map_err(to_python)
+    }
+
+    fn serve_gdb(&self, py: Python<'_>, port: u16) -> PyResult<u16> {
+        py.detach(|| {
+            let mut gdb = self.gdb.lock();
+            if let Some(server) = &*gdb {
+                return Err(EngineError::Invalid(format!("gdb is served already, on {}", server.address())));
+            }
+            let server = gdb.insert(GdbServer::new(self.machine.clone(), port)?);
+            Ok(server.address().port())
+        })
+        .map_err(to_python)
     }
 
     fn request_pause(&self, py: Python<'_>) {
@@ -260,6 +275,7 @@ impl Vm {
 
     fn close(&self, py: Python<'_>) {
         self.stop(py);
+        py.detach(|| self.gdb.lock().take());
         let function = self.events.function.lock().take();
         drop(function);
         for bus in [self.machine.ports(), self.machine.addresses()] {
@@ -286,6 +302,12 @@ impl Vm {
 impl Drop for Vm {
     fn drop(&mut self) {
         // A vCPU may be in a Python device: it needs the interpreter lock to come back.
-        Python::try_attach(|py| py.detach(|| self.machine.stop()));
+        Python::try_attach(|py| {
+            py.detach(|| {
+                self.machine.stop();
+                // It holds the machine.
+                self.gdb.lock().take();
+            });
+        });
     }
 }

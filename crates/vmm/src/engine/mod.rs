@@ -17,7 +17,7 @@ use vmm_sys_util::eventfd::EventFd;
 use crate::bus::BusDevice;
 
 pub use registers::{NAMES, Registers, Segment, Table};
-pub use vcpu::{Exit, Kick, Vcpu};
+pub use vcpu::{Debug, Exit, Kick, Vcpu, Vectors};
 
 /// Why an engine refused.
 #[derive(Debug, thiserror::Error)]

@@ -63,11 +63,37 @@ pub enum Exit<'a> {
     Debug {
         /// Where.
         address: u64,
+        /// Whether it was a breakpoint instruction, which may be the guest's own.
+        instruction: bool,
         /// The value of DR6 (Intel SDM 3, 17.2.3).
         dr6: u64,
     },
     /// The engine cannot go on.
     Failed(String),
+}
+
+/// What a debugger wants of a processor.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Debug {
+    /// Breakpoint instructions (INT3) are the debugger's.
+    pub breakpoints: bool,
+    /// Stop after one instruction.
+    pub single_step: bool,
+    /// DR0 to DR3 and DR7: addresses, and when they stop (Intel SDM 3, 17.2).
+    pub hardware: Option<([u64; 4], u64)>,
+}
+
+/// Registers of floating point and vectors (Intel SDM 1, 8 and 10).
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Vectors {
+    /// ST0 to ST7.
+    pub st: [[u8; 10]; 8],
+    /// Control, status and abridged tag word.
+    pub words: [u16; 3],
+    /// XMM0 to XMM15.
+    pub xmm: [u128; 16],
+    /// Control and status of vectors.
+    pub mxcsr: u32,
 }
 
 /// Makes a processor's [`Vcpu::run`] return. Any thread may call.
@@ -106,8 +132,38 @@ pub trait Vcpu: Send {
     /// The guest-physical address that the guest's page tables give for a linear one now.
     fn translate(&self, linear: u64) -> Option<u64>;
 
-    /// The bytes of the instruction at a linear address, at most 15, as many as there is memory for.
-    fn code_at(&self, linear: u64) -> Vec<u8>;
+    /// Fills `data` from memory at a linear address, and returns how many bytes of it: there may be no more.
+    fn read_memory(&self, linear: u64, data: &mut [u8]) -> usize;
+
+    /// Writes `data` to memory at a linear address, even where the guest may not, and returns how many bytes of it.
+    fn write_memory(&mut self, linear: u64, data: &[u8]) -> usize;
+
+    /// The registers of floating point and vectors that debuggers show.
+    ///
+    /// # Errors
+    /// [`EngineError`].
+    fn vectors(&self) -> Result<Vectors, EngineError>;
+
+    /// Changes them.
+    ///
+    /// # Errors
+    /// [`EngineError`].
+    fn set_vectors(&mut self, vectors: &Vectors) -> Result<(), EngineError>;
+
+    /// How many hardware breakpoints it has.
+    fn hardware_breakpoints(&self) -> usize;
+
+    /// What ends a run with [`Exit::Debug`] from now on.
+    ///
+    /// # Errors
+    /// [`EngineError`], if the engine cannot.
+    fn set_debug(&mut self, debug: &Debug) -> Result<(), EngineError>;
+
+    /// The breakpoint instruction that it has just met is the guest's own: the guest gets its exception.
+    ///
+    /// # Errors
+    /// [`EngineError`].
+    fn give_breakpoint(&mut self) -> Result<(), EngineError>;
 
     /// Changes the architectural registers.
     ///

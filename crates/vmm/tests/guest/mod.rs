@@ -2,6 +2,7 @@
 
 #![allow(dead_code, reason = "each test program uses some of it")]
 
+use std::sync::Arc;
 use std::sync::mpsc::{Receiver, Sender, channel};
 use std::time::{Duration, Instant};
 
@@ -35,7 +36,7 @@ impl Owner for Events {
 }
 
 pub struct Guest {
-    pub machine: Machine,
+    pub machine: Arc<Machine>,
     pub memory: GuestMemory,
     events: Receiver<Event>,
 }
@@ -50,7 +51,7 @@ impl Guest {
         write(&memory, CODE, code);
         let parts = kvm::create(&memory, options).expect("these tests need /dev/kvm");
         let (sender, events) = channel();
-        let machine = Machine::new(parts, Box::new(Events(Mutex::new(sender)))).unwrap();
+        let machine = Arc::new(Machine::new(parts, Box::new(Events(Mutex::new(sender)))).unwrap());
         for vcpu in 0..options.vcpus {
             machine
                 .with_vcpu(vcpu, |vcpu| {

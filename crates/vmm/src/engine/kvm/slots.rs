@@ -82,13 +82,22 @@ impl Slots {
         self.memory.clone()
     }
 
-    /// The byte at a guest-physical address, if there is memory.
-    pub(super) fn byte(&self, addr: u64) -> Option<u8> {
-        let mut byte = [0];
-        let span = self.memory.translate(&mut RegionCache::default(), addr, 1)?;
-        // SAFETY: `self.memory` keeps it alive, and the span is one byte long.
-        unsafe { span.read(0, &mut byte) };
-        Some(byte[0])
+    /// Fills `data` from guest-physical memory; false if some of it is not there.
+    pub(super) fn read(&self, addr: u64, data: &mut [u8]) -> bool {
+        let span = self.memory.translate(&mut RegionCache::default(), addr, data.len() as u32);
+        // SAFETY: `self.memory` keeps it alive, and the span is as long as `data`.
+        span.map(|span| unsafe { span.read(0, data) }).is_some()
+    }
+
+    /// Writes `data` to guest-physical memory; false if some of it would not be there.
+    pub(super) fn write(&self, addr: u64, data: &[u8]) -> bool {
+        let span = self.memory.translate(&mut RegionCache::default(), addr, data.len() as u32);
+        let written = span.map(|span| {
+            // SAFETY: `self.memory` keeps it alive, and the span is as long as `data`.
+            unsafe { span.write(0, data) };
+            self.memory.mark_written(span, span.len());
+        });
+        written.is_some()
     }
 
     /// Puts the slots back that were there before a change that failed. The old memory is still mapped.

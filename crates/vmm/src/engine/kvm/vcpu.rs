@@ -1,10 +1,13 @@
 //! A vCPU of KVM.
 
+use std::ops::Range;
 use std::sync::Arc;
 
 use kvm_bindings::{
-    KVM_INTERNAL_ERROR_DELIVERY_EV, KVM_INTERNAL_ERROR_EMULATION, KVM_INTERNAL_ERROR_SIMUL_EX,
-    KVM_INTERNAL_ERROR_UNEXPECTED_EXIT_REASON, kvm_dtable, kvm_regs, kvm_segment,
+    KVM_GUESTDBG_BLOCKIRQ, KVM_GUESTDBG_ENABLE, KVM_GUESTDBG_INJECT_BP, KVM_GUESTDBG_SINGLESTEP,
+    KVM_GUESTDBG_USE_HW_BP, KVM_GUESTDBG_USE_SW_BP, KVM_INTERNAL_ERROR_DELIVERY_EV, KVM_INTERNAL_ERROR_EMULATION,
+    KVM_INTERNAL_ERROR_SIMUL_EX, KVM_INTERNAL_ERROR_UNEXPECTED_EXIT_REASON, kvm_dtable, kvm_guest_debug, kvm_regs,
+    kvm_segment,
 };
 use kvm_ioctls::{Kvm, VcpuExit, VcpuFd};
 use serde::Deserialize;
@@ -14,10 +17,12 @@ use super::cpuid;
 use super::run_page::{RunKick, RunPage};
 use super::vcpu_state::{self, VcpuState};
 use super::vm::KvmVm;
-use crate::engine::{EngineError, Exit, Kick, Registers, Segment, Table, Vcpu};
+use crate::engine::{Debug, EngineError, Exit, Kick, Registers, Segment, Table, Vcpu, Vectors};
 
-/// The longest instruction (Intel SDM 2, 2.3.11).
-const INSTRUCTION_MAX: u64 = 15;
+/// What a page table translates at once, at least.
+const PAGE: u64 = 4096;
+/// The exception of a breakpoint instruction (Intel SDM 3, 6.15).
+const BREAKPOINT_EXCEPTION: u32 = 3;
 
 /// A vCPU's descriptor, and all that it needs to stay alive.
 pub(super) struct KvmVcpu {
@@ -25,6 +30,7 @@ pub(super) struct KvmVcpu {
     page: Arc<RunPage>,
     index: usize,
     vm: Arc<KvmVm>,
+    debug: Debug,
 }
 
 impl KvmVcpu {
@@ -35,7 +41,28 @@ impl KvmVcpu {
             .map_err(|error| EngineError::system(format!("mapping the shared page of vCPU {index}"), error))?;
         let leaves = cpuid::leaves(kvm, index, count, fd.get_tsc_khz().unwrap_or(0))?;
         fd.set_cpuid2(&leaves).map_err(|error| system("KVM_SET_CPUID2", error))?;
-        Ok(KvmVcpu { fd, page: Arc::new(page), index, vm })
+        Ok(KvmVcpu { fd, page: Arc::new(page), index, vm, debug: Debug::default() })
+    }
+
+    fn apply_debug(&self, inject: u32) -> Result<(), EngineError> {
+        let mut request = kvm_guest_debug { control: inject, ..Default::default() };
+        let wants = self.debug;
+        if wants != Debug::default() {
+            request.control |= KVM_GUESTDBG_ENABLE;
+        }
+        if wants.breakpoints {
+            request.control |= KVM_GUESTDBG_USE_SW_BP;
+        }
+        if wants.single_step {
+            // Where KVM can, the step is the next instruction and not the handler of an interrupt that comes meanwhile.
+            request.control |= KVM_GUESTDBG_SINGLESTEP | self.vm.kept.debug_flags & KVM_GUESTDBG_BLOCKIRQ;
+        }
+        if let Some((addresses, when)) = wants.hardware {
+            request.control |= KVM_GUESTDBG_USE_HW_BP;
+            request.arch.debugreg[..4].copy_from_slice(&addresses);
+            request.arch.debugreg[7] = when;
+        }
+        self.fd.set_guest_debug(&request).map_err(|error| self.system("KVM_SET_GUEST_DEBUG", error))
     }
 
     fn system(&self, what: &str, error: kvm_ioctls::Error) -> EngineError {
@@ -70,7 +97,10 @@ impl Vcpu for KvmVcpu {
             VcpuExit::Shutdown => Exit::TripleFault,
             VcpuExit::SystemEvent(kind, data) => Exit::SystemEvent { kind, data: data.to_vec() },
             VcpuExit::IoapicEoi(vector) => Exit::EndOfInterrupt { vector },
-            VcpuExit::Debug(debug) => Exit::Debug { address: debug.pc, dr6: debug.dr6 },
+            VcpuExit::Debug(debug) => {
+                let instruction = debug.exception == BREAKPOINT_EXCEPTION;
+                Exit::Debug { address: debug.pc, instruction, dr6: debug.dr6 }
+            }
             VcpuExit::InternalError => Exit::Failed(describe(self.page.internal_error())),
             VcpuExit::FailEntry(reason, cpu) => Exit::Failed(format!(
                 "the host's processor {cpu} refused to enter the guest: hardware reason {reason:#x}"
@@ -126,9 +156,54 @@ impl Vcpu for KvmVcpu {
         (translation.valid != 0).then_some(translation.physical_address)
     }
 
-    fn code_at(&self, linear: u64) -> Vec<u8> {
+    fn read_memory(&self, linear: u64, data: &mut [u8]) -> usize {
         let slots = self.vm.slots.lock();
-        (0..INSTRUCTION_MAX).map_while(|offset| slots.byte(self.translate(linear.wrapping_add(offset))?)).collect()
+        pieces(linear, data.len(), |address, range| {
+            self.translate(address).is_some_and(|physical| slots.read(physical, &mut data[range]))
+        })
+    }
+
+    fn write_memory(&mut self, linear: u64, data: &[u8]) -> usize {
+        let slots = self.vm.slots.lock();
+        pieces(linear, data.len(), |address, range| {
+            self.translate(address).is_some_and(|physical| slots.write(physical, &data[range]))
+        })
+    }
+
+    fn vectors(&self) -> Result<Vectors, EngineError> {
+        let fpu = self.fd.get_fpu().map_err(|error| self.system("KVM_GET_FPU", error))?;
+        let mut vectors =
+            Vectors { words: [fpu.fcw, fpu.fsw, fpu.ftwx.into()], mxcsr: fpu.mxcsr, ..Vectors::default() };
+        for (to, from) in vectors.st.iter_mut().zip(fpu.fpr) {
+            to.copy_from_slice(&from[..10]);
+        }
+        vectors.xmm = fpu.xmm.map(u128::from_le_bytes);
+        Ok(vectors)
+    }
+
+    fn set_vectors(&mut self, vectors: &Vectors) -> Result<(), EngineError> {
+        let mut fpu = self.fd.get_fpu().map_err(|error| self.system("KVM_GET_FPU", error))?;
+        for (to, from) in fpu.fpr.iter_mut().zip(vectors.st) {
+            to[..10].copy_from_slice(&from);
+        }
+        [fpu.fcw, fpu.fsw] = [vectors.words[0], vectors.words[1]];
+        fpu.ftwx = vectors.words[2] as u8;
+        fpu.xmm = vectors.xmm.map(u128::to_le_bytes);
+        fpu.mxcsr = vectors.mxcsr;
+        self.fd.set_fpu(&fpu).map_err(|error| self.system("KVM_SET_FPU", error))
+    }
+
+    fn hardware_breakpoints(&self) -> usize {
+        self.vm.kept.hardware_breakpoints
+    }
+
+    fn set_debug(&mut self, debug: &Debug) -> Result<(), EngineError> {
+        self.debug = *debug;
+        self.apply_debug(0)
+    }
+
+    fn give_breakpoint(&mut self) -> Result<(), EngineError> {
+        self.apply_debug(KVM_GUESTDBG_INJECT_BP)
     }
 
     fn set_registers(&mut self, registers: &Registers) -> Result<(), EngineError> {
@@ -193,6 +268,21 @@ impl Vcpu for KvmVcpu {
         // Refused where the guest has no clock of KVM's, which then needs no telling.
         let _ = self.fd.kvmclock_ctrl();
     }
+}
+
+/// Does something to each piece of `len` bytes at a linear address that lies in one page, until it fails. Returns for how
+/// many bytes it was done.
+fn pieces(linear: u64, len: usize, mut act: impl FnMut(u64, Range<usize>) -> bool) -> usize {
+    let mut done = 0;
+    while done < len {
+        let address = linear.wrapping_add(done as u64);
+        let now = (len - done).min((PAGE - address % PAGE) as usize);
+        if !act(address, done..done + now) {
+            break;
+        }
+        done += now;
+    }
+    done
 }
 
 fn from_kvm(segment: kvm_segment) -> Segment {

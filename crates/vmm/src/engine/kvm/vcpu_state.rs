@@ -12,8 +12,8 @@
 //! those of Hyper-V's that are not switched on, is left out.
 
 use kvm_bindings::{
-    CpuId, KVM_MAX_CPUID_ENTRIES, Msrs, kvm_cpuid_entry2, kvm_debugregs, kvm_lapic_state, kvm_mp_state, kvm_msr_entry,
-    kvm_regs, kvm_sregs, kvm_vcpu_events, kvm_xcrs, kvm_xsave,
+    CpuId, KVM_CAP_SET_GUEST_DEBUG2, KVM_MAX_CPUID_ENTRIES, Msrs, kvm_cpuid_entry2, kvm_debugregs, kvm_lapic_state,
+    kvm_mp_state, kvm_msr_entry, kvm_regs, kvm_sregs, kvm_vcpu_events, kvm_xcrs, kvm_xsave,
 };
 use kvm_ioctls::{Cap, Kvm, VcpuFd};
 use serde::{Deserialize, Serialize};
@@ -48,13 +48,22 @@ pub(super) struct Kept {
     msrs: Vec<u32>,
     lapic: bool,
     xsave_size: i32,
+    pub(super) hardware_breakpoints: usize,
+    /// Flags of KVM_SET_GUEST_DEBUG that came later.
+    pub(super) debug_flags: u32,
 }
 
 impl Kept {
     pub(super) fn new(kvm: &Kvm, lapic: bool) -> Result<Kept, EngineError> {
         let list = kvm.get_msr_index_list().map_err(|error| EngineError::system("KVM_GET_MSR_INDEX_LIST", error))?;
         let xsave_size = kvm.check_extension_int(Cap::Xsave2);
-        Ok(Kept { msrs: list.as_slice().to_vec(), lapic, xsave_size })
+        Ok(Kept {
+            msrs: list.as_slice().to_vec(),
+            lapic,
+            xsave_size,
+            hardware_breakpoints: if kvm.check_extension(Cap::SetGuestDebug) { 4 } else { 0 },
+            debug_flags: u32::try_from(kvm.check_extension_raw(KVM_CAP_SET_GUEST_DEBUG2.into())).unwrap_or(0),
+        })
     }
 }
 
