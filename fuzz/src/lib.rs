@@ -5,6 +5,7 @@
 //! The bytes are a program: an operation, its operands, the next operation. Operands are drawn so that they are often
 //! nearly right, because what is all wrong does not get far. An input that ends in the middle ends the run.
 
+pub mod block;
 pub mod device;
 pub mod driver;
 pub mod forward;
@@ -35,6 +36,7 @@ pub const TARGETS: &[(&str, Target)] = &[
     ("mac_table", mac_table::run),
     ("memory", memory::run),
     ("stack", stack::run),
+    ("block_request", block::run),
 ];
 
 /// The body of a program in `fuzz_targets`.

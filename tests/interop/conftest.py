@@ -84,7 +84,7 @@ def image() -> GuestImage:
 
 @pytest.fixture(scope="session")
 def device_image() -> GuestImage:
-    """The same with the drivers of consoles, sockets, balloons and filesystems."""
+    """The same with the drivers of disks, consoles, sockets, balloons and filesystems."""
     try:
         return device_guest_image()
     except GuestImageError as error:

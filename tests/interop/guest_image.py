@@ -12,8 +12,12 @@ from viaduct.qemu.linux_kernel import run
 __all__ = ["GuestImage", "GuestImageError", "device_guest_image", "guest_image"]
 
 TRANSFER = Path(__file__).parent / "transfer.c"
-VSOCK = Path(__file__).parent / "vsock.c"
-DEVICE_MODULES = (*MODULES, "virtio_console", "virtio_balloon", "vmw_vsock_virtio_transport", "virtiofs")
+DEVICE_PROGRAMS = tuple(Path(__file__).parent / f"{name}.c" for name in ("vsock", "disk_work"))
+DEVICE_MODULES = (
+    *MODULES,
+    *("virtio_console", "virtio_balloon", "vmw_vsock_virtio_transport", "virtiofs"),
+    *("virtio_blk", "ext4", "crc32c_generic"),
+)
 
 
 def guest_image() -> GuestImage:
@@ -31,14 +35,18 @@ def guest_image() -> GuestImage:
 
 
 def device_guest_image() -> GuestImage:
-    """The same with the drivers of more devices, and the program `vsock`, which is a pipe through one of its sockets.
+    """The same with the drivers of more devices, and the programs `vsock`, which is a pipe through one of its sockets,
+    and `disk_work`, whose writes to a disk can be checked.
 
     Raises GuestImageError when a tool or package is missing.
     """
 
     def build(scratch: Path) -> dict[str, bytes]:
-        program = scratch / "vsock"
-        run(["gcc", "-O2", "-static", "-o", str(program), str(VSOCK)], "gcc libc6-dev")
-        return {"bin/vsock": program.read_bytes()}
+        files = {}
+        for source in DEVICE_PROGRAMS:
+            program = scratch / source.stem
+            run(["gcc", "-O2", "-static", "-o", str(program), str(source)], "gcc libc6-dev")
+            files[f"bin/{source.stem}"] = program.read_bytes()
+        return files
 
-    return linux_image((VSOCK,), build, DEVICE_MODULES)
+    return linux_image(DEVICE_PROGRAMS, build, DEVICE_MODULES)

@@ -211,10 +211,13 @@ class Guest:
         """The end of the guest's kernel log."""
         return self.ask("dmesg | tail -n 15", 20).output
 
+    def console(self) -> str:
+        """All that the guest has written to its console."""
+        return self._console.read_text(errors="replace") if self._console.exists() else ""
+
     def evidence(self) -> str:
         """The ends of QEMU's log and of the guest's console."""
-        console = self._console.read_text(errors="replace")[-TAIL:] if self._console.exists() else ""
-        return f"QEMU:\n{self.process.tail() if self.process else ''}\nconsole:\n{console}"
+        return f"QEMU:\n{self.process.tail() if self.process else ''}\nconsole:\n{self.console()[-TAIL:]}"
 
     def monitor(self, command: str, **arguments: object) -> object:
         """Execute one QMP command and return what it returns; raises PeerError when QEMU refuses it."""

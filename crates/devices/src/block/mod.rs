@@ -12,10 +12,10 @@
 //!
 //! # What is durable when
 //!
-//! A write is in the file when it is acknowledged, so it survives the death of this process. It survives the death of the
-//! host if the driver flushed afterwards (VIRTIO_BLK_T_FLUSH), or if the cache was in write-through mode: either the driver
-//! did not negotiate VIRTIO_BLK_F_FLUSH, or it cleared `writeback` (5.2.6.2). For other formats than raw the first sentence
-//! holds after a flush only: their tables are kept in memory until then.
+//! A write is in the file when it is acknowledged, with all that a format needs to find it again, so it survives the death of
+//! this process: a driver whose front-end connects to the next one does not notice, and would never write it again. It
+//! survives the death of the host if the driver flushed afterwards (VIRTIO_BLK_T_FLUSH), or if the cache was in
+//! write-through mode: either the driver did not negotiate VIRTIO_BLK_F_FLUSH, or it cleared `writeback` (5.2.6.2).
 //!
 //! A flush that failed is never followed by one that succeeds, see [`raw`].
 
@@ -32,7 +32,9 @@ pub mod request;
 mod uring;
 mod worker;
 
+pub use buffer::GuestBuffer;
 pub use device::{BlockDevice, BlockError, BlockStats};
 pub use event::{BlockEvent, EventKind};
 pub use image::{Format, Image, OpenError};
+pub use operation::Range;
 pub use worker::BlockQueue;

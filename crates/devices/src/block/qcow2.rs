@@ -4,11 +4,15 @@
 //! An image that leans on another file (a backing file, an external data file) is refused: its header says which file, and an
 //! image from somewhere else could name any. `qemu-img convert` makes one that stands alone.
 //!
+//! imago keeps the tables that it changes in memory until it is told to write them. Here that is before a write is
+//! acknowledged: a driver does not notice that this process was killed and another goes on, so nothing may be lost with it.
+//!
 //! imago takes slices, and guest memory must never be one, so data goes through a buffer of our own.
 
 use std::fs::File;
 use std::io;
 use std::os::unix::fs::FileExt;
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::Path;
 use std::sync::{PoisonError, RwLock, RwLockReadGuard};
 
@@ -40,7 +44,10 @@ impl Qcow2Image {
         let options = StorageOpenOptions::new().write(!read_only).filename(path);
         let storage = Storage::from_open_file(file, options).map_err(wrong)?;
         let image = Qcow2::<Storage>::builder(storage).write(!read_only).backing(None).data_file(None);
-        let access = FormatAccess::new(image.open(DenyImplicitOpenGate::default()).map_err(wrong)?);
+        // Tables that are worse than imago expects must not take this process with them.
+        let opened = catch_unwind(AssertUnwindSafe(|| image.open(DenyImplicitOpenGate::default())));
+        let opened = opened.unwrap_or_else(|_| Err(io::Error::other("its tables make no sense")));
+        let access = FormatAccess::new(opened.map_err(wrong)?);
         let size = access.size();
         if !size.is_multiple_of(SECTOR) {
             let problem =
@@ -128,7 +135,7 @@ impl Image for Qcow2Image {
             self.access().write(&*now, offset + at)?;
             at += now.len() as u64;
         }
-        Ok(())
+        self.access().flush()
     }
 
     fn flush(&self) -> io::Result<()> {
@@ -141,7 +148,7 @@ impl Image for Qcow2Image {
         let mut access = self.access.write().unwrap_or_else(PoisonError::into_inner);
         match access.discard_to_any(offset, len) {
             Err(error) if error.kind() == io::ErrorKind::Unsupported => Ok(()),
-            done => done,
+            done => done.and_then(|()| access.flush()),
         }
     }
 
@@ -153,8 +160,9 @@ impl Image for Qcow2Image {
         };
         match done {
             // Version 2 of the format has no clusters of zeroes.
-            Err(error) if error.kind() == io::ErrorKind::Unsupported => self.fill_with_zeroes(offset, len),
-            done => done,
+            Err(error) if error.kind() == io::ErrorKind::Unsupported => self.fill_with_zeroes(offset, len)?,
+            done => done?,
         }
+        self.access().flush()
     }
 }
