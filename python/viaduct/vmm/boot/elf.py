@@ -18,7 +18,7 @@ I386, X86_64 = 3, 62
 MACHINES = {2: "SPARC", 8: "MIPS", 20: "PowerPC", 21: "PowerPC", 22: "S390", 40: "ARM", 183: "ARM64", 243: "RISC-V"}
 MACHINES |= {I386: "i386", X86_64: "x86-64"}
 EXECUTABLE, SHARED = 2, 3
-LOAD, NOTE = 1, 4
+LOAD, INTERPRETER, NOTE = 1, 3, 4
 PROGRAM_HEADERS_MAX = 128
 NOTES_MAX = 1 << 16
 
@@ -111,6 +111,8 @@ def read_elf(image: Image) -> Elf:
     segments = []
     for index in range(count):
         type_, offset, address, file_size, memory_size = layout.unpack_from(headers, index * entry_size)
+        if type_ == INTERPRETER:
+            raise image.error("is a program for an operating system, no kernel", "name a kernel (vmlinuz, vmlinux)")
         segment = Segment(type_, offset, address, file_size, memory_size)
         if type_ == LOAD and file_size > memory_size:
             raise image.error(

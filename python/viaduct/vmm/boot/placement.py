@@ -10,6 +10,7 @@ from viaduct.vmm.boot.image import PIECE, Image
 from viaduct.vmm.memory_map import MIB, PAGE
 
 ZEROES = bytes(PIECE)
+OURS = "the loader"
 
 
 class Claim(NamedTuple):
@@ -18,6 +19,8 @@ class Claim(NamedTuple):
     start: int
     end: int
     what: str
+    subject: str
+    """The file it comes from; `OURS` is what the loader itself puts there."""
 
 
 class Placement:
@@ -53,12 +56,12 @@ class Placement:
         for other in self._claims:
             if start < other.end and other.start < end:
                 raise BootError(
-                    subject,
-                    f"{what} belongs at {start:#x} to {end:#x}, where {other.what} already is "
-                    f"({other.start:#x} to {other.end:#x})",
+                    other.subject if subject == OURS else subject,
+                    f"{what} belongs at {start:#x} to {end:#x}, but {other.start:#x} to {other.end:#x} "
+                    f"belongs to {other.what}",
                     "the file is damaged, or was linked for another machine",
                 )
-        self._claims.append(Claim(start, end, what))
+        self._claims.append(Claim(start, end, what, subject))
 
     def highest(self, size: int, *, above: int, below: int) -> int | None:
         """The highest page where `size` bytes lie free between two addresses; None if there is no such place."""
@@ -86,9 +89,9 @@ class Placement:
         """Change bytes that were claimed."""
         self._memory.write(address, data)
 
-    def place(self, address: int, data: bytes, what: str, subject: str = "the loader's tables") -> None:
-        """Claim a range and write it. Raises BootError as `claim` does."""
-        self.claim(address, len(data), what, subject)
+    def place(self, address: int, data: bytes, what: str) -> None:
+        """Claim a range for something of the loader's own, and write it. Raises BootError as `claim` does."""
+        self.claim(address, len(data), what, OURS)
         self.write(address, data)
 
     def copy(self, image: Image, offset: int, size: int, address: int, what: str) -> None:

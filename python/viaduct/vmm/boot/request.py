@@ -38,7 +38,7 @@ class BootRequest:
             )
         if b"\0" in line:
             raise BootError("--append", "the command line has a zero byte inside", "remove it: there it would end")
-        self.ram.place(low_memory.COMMAND_LINE, line + b"\0", "the command line", "--append")
+        self.ram.place(low_memory.COMMAND_LINE, line + b"\0", "the command line")
         return low_memory.COMMAND_LINE
 
     def place_initrd(self, *, above: int, below: int) -> tuple[int, int]:

@@ -27,6 +27,7 @@ NO_KERNELS = {
     "short": (b"x", "begins with 78 and is no kernel that is known here"),
     "ELF for ARM64": (Elf(machine=183).bytes(), "is a program for ARM64"),
     "ELF for something": (Elf(machine=999).bytes(), "is a program for machine 999"),
+    "program": (Elf([ElfSegment(0, b"/lib/ld.so", type=3)]).bytes(), "is a program for an operating system, no kernel"),
     "object file": (Elf(type=1).bytes(), "is an ELF file of type 1, no executable"),
     "big endian": (Elf(order=2).bytes(), "is an ELF file of class 2 and byte order 2"),
     "core of nothing": (Elf([]).bytes(), "has no segment to load"),
@@ -72,7 +73,7 @@ def test_no_kernel(tmp_path: Path, content: bytes, found: str) -> None:
 def test_hostile_segments(tmp_path: Path, segments: list[ElfSegment], boot: str) -> None:
     path = tmp_path / "kernel"
     path.write_bytes(Elf([*segments, pvh_note(0x20_0000)]).bytes())
-    with pytest.raises(BootError, match=r"already is|but RAM is at|is truncated|a segment cannot shrink"):
+    with pytest.raises(BootError, match=r"belongs to|but RAM is at|is truncated|a segment cannot shrink"):
         load(guest_memory(), path, boot=boot)
 
 

@@ -72,7 +72,10 @@ def test_multiboot_by_elf(tmp_path: Path) -> None:
         (multiboot(0x1_0000, (0x10_0000, 0x10_0020, 0, 0, 0x10_0000)), "do not go together"),
         (multiboot(0x1_0000, (0x10_0000, 0x10_0000, 0, 0, 0x20_0000)), "do not go together"),
         (multiboot(0x1_0000, (0x10_0000, 0x10_0000, 0, 0xFFFF_FFFF, 0x10_0000)), "but RAM is at"),
-        (multiboot(0x1_0000, (0x7000, 0x7000, 0, 0xA_0000, 0x7000)), "already is"),
+        (
+            multiboot(0x1_0000, (0x7000, 0x7000, 0, 0xA_0000, 0x7000)),
+            "kernel: the command line belongs at .* belongs to the kernel",
+        ),
         (Elf([ElfSegment(0x10_0000, multiboot(0) + CODE)], entry=0x10_000C).bytes(), "for x86-64"),
     ],
     ids=["features", "no addresses", "truncated", "header outside", "entry outside", "bss", "overlap", "64 bits"],
