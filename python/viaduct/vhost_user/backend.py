@@ -290,11 +290,12 @@ async def serve(device: Device, path: str, client: bool = False, name: str = "")
     loop = asyncio.get_running_loop()
     ended = asyncio.Event()
     signals = (signal.SIGTERM, signal.SIGINT) if threading.current_thread() is threading.main_thread() else ()
-    async with Backend(device, path, client, name):
-        for number in signals:
-            loop.add_signal_handler(number, ended.set)
-        try:
+    # Before there is a socket: whoever sees that may send a signal.
+    for number in signals:
+        loop.add_signal_handler(number, ended.set)
+    try:
+        async with Backend(device, path, client, name):
             await ended.wait()
-        finally:
-            for number in signals:
-                loop.remove_signal_handler(number)
+    finally:
+        for number in signals:
+            loop.remove_signal_handler(number)
