@@ -82,8 +82,8 @@ fn serve(u: &mut Unstructured, guest: &Guest, device: &mut DeviceQueue, batch: &
     for chain in &batch.chains {
         let (readable, writable) = (batch.readable(chain), batch.writable(chain));
         let sum = |spans: &[viaduct_memory::Span]| spans.iter().map(|span| u64::from(span.len())).sum::<u64>();
-        assert_eq!(sum(readable), chain.readable_len.into());
-        assert_eq!(sum(writable), chain.writable_len.into());
+        assert_eq!(sum(readable), u64::from(chain.readable_len));
+        assert_eq!(sum(writable), u64::from(chain.writable_len));
         for span in readable.iter().chain(writable) {
             assert!(!span.is_empty());
             guest.check_span(*span);

@@ -15,9 +15,11 @@ pub mod mac_table;
 pub mod memory;
 pub mod offload;
 pub mod platform;
+pub mod quiet_vm;
 pub mod replay;
 pub mod ring;
 pub mod stack;
+pub mod transport;
 
 /// A target: runs until its input ends.
 pub type Target = fn(&[u8]) -> libfuzzer_sys::arbitrary::Result<()>;
@@ -37,6 +39,9 @@ pub const TARGETS: &[(&str, Target)] = &[
     ("memory", memory::run),
     ("stack", stack::run),
     ("block_request", block::run),
+    ("virtio_mmio", transport::mmio),
+    ("virtio_pci", transport::pci),
+    ("pci_config", transport::pci_config),
 ];
 
 /// The body of a program in `fuzz_targets`.

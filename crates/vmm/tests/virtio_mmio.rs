@@ -421,6 +421,21 @@ fn a_saved_device_goes_on() {
 }
 
 #[test]
+fn a_device_is_saved_in_the_middle_of_negotiation() {
+    for status in [3, 7] {
+        let guest = Guest::new();
+        guest.accept(u64::MAX);
+        guest.write(register::STATUS, status);
+        let state = guest.device.save().unwrap();
+        let other = Guest::new();
+        other.device.restore(&state).unwrap();
+        assert_eq!(other.read(register::STATUS), guest.read(register::STATUS));
+        let (_, queues) = other.device.front_end().running_queues().unwrap();
+        assert_eq!(queues, [], "a device that could not start serves nothing");
+    }
+}
+
+#[test]
 fn a_state_of_another_device_is_refused() {
     let guest = Guest::new();
     guest.start();

@@ -427,7 +427,7 @@ impl FrontEnd {
     pub fn running_queues(&self) -> Result<(u64, Vec<QueueSetup>), String> {
         let registers = self.at_rest()?;
         let features = registers.features();
-        let queues = if self.running() { self.setup(&registers, features)? } else { Vec::new() };
+        let queues = if serves(self.status()) { self.setup(&registers, features)? } else { Vec::new() };
         Ok((features, queues))
     }
 
@@ -462,11 +462,13 @@ impl FrontEnd {
         if saved != own {
             return Err(format!("{name}: the saved device has {saved} queues, this one has {own}; give it the same"));
         }
+        // What a driver has only proposed yet may be anything.
+        let agreed = state.status & (status::FEATURES_OK | status::DRIVER_OK) != 0;
         let missing = state.registers.features() & !self.parameters.features;
-        if missing != 0 {
+        if agreed && missing != 0 && state.status & status::DEVICE_NEEDS_RESET == 0 {
             return Err(format!("{name}: the driver uses features {missing:#x}, which this device does not offer"));
         }
-        if state.status & status::DRIVER_OK != 0 {
+        if serves(state.status) {
             connect(&self.setup(&state.registers, state.registers.features())?)?;
         }
         let mut registers = self.at_rest()?;
@@ -475,6 +477,11 @@ impl FrontEnd {
         self.status.store(state.status, Ordering::Release);
         Ok(())
     }
+}
+
+/// Whether queues are served: not those of a device that could not start, or cannot go on.
+fn serves(status: u8) -> bool {
+    status & status::DRIVER_OK != 0 && status & status::DEVICE_NEEDS_RESET == 0
 }
 
 fn check_config(name: &str, bytes: &[u8]) -> Result<(), String> {
