@@ -27,8 +27,11 @@ class GuestMemory:
     """An immutable table of memory regions that another process shares with us."""
 
     def __new__(cls) -> GuestMemory: ...
-    def with_region(self, guest_addr: int, size: int, user_addr: int, mmap_offset: int, fd: int) -> GuestMemory:
-        """This memory and a region mapped from `fd`, which stays the caller's.
+    def with_region(
+        self, guest_addr: int, size: int, user_addr: int, mmap_offset: int, fd: int, private: bool = False
+    ) -> GuestMemory:
+        """This memory and a region mapped from `fd`, which stays the caller's. `private`: the file only gives the first
+        content, page by page as these are touched; what is written nobody else sees.
 
         Raises ValueError where the region is empty, overlaps another, overflows or exceeds its file.
         """

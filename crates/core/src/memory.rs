@@ -42,6 +42,7 @@ impl GuestMemory {
         GuestMemory { inner: viaduct_memory::GuestMemory::new() }
     }
 
+    #[pyo3(signature = (guest_addr, size, user_addr, mmap_offset, fd, private = false))]
     fn with_region(
         &self,
         guest_addr: u64,
@@ -49,6 +50,7 @@ impl GuestMemory {
         user_addr: u64,
         mmap_offset: u64,
         fd: RawFd,
+        private: bool,
     ) -> PyResult<GuestMemory> {
         if fd < 0 {
             return Err(PyValueError::new_err(format!("{fd} is not a file descriptor")));
@@ -56,7 +58,9 @@ impl GuestMemory {
         // SAFETY: borrowed only for the call that duplicates it, which fails if it is not open.
         let file = unsafe { BorrowedFd::borrow_raw(fd) }.try_clone_to_owned()?;
         let spec = RegionSpec { guest_addr, size, user_addr, mmap_offset };
-        let inner = self.inner.with_region(spec, file).map_err(|error| PyValueError::new_err(error.to_string()))?;
+        let made =
+            if private { self.inner.with_private_region(spec, file) } else { self.inner.with_region(spec, file) };
+        let inner = made.map_err(|error| PyValueError::new_err(error.to_string()))?;
         Ok(GuestMemory { inner })
     }
 

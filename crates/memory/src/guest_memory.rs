@@ -243,9 +243,24 @@ impl GuestMemory {
     /// # Errors
     /// Every [`MemoryError`] but [`NoSuchRegion`](MemoryError::NoSuchRegion).
     pub fn with_region(&self, spec: RegionSpec, file: OwnedFd) -> Result<GuestMemory, MemoryError> {
+        self.with_mapping(spec, |spec| Mapping::new(file.as_fd(), spec.mmap_offset, spec.size))
+    }
+
+    /// The same for a `file` that only gives the first content ([`Mapping::private`]): nobody else sees the region.
+    ///
+    /// # Errors
+    /// As for [`with_region`](GuestMemory::with_region).
+    pub fn with_private_region(&self, spec: RegionSpec, file: OwnedFd) -> Result<GuestMemory, MemoryError> {
+        self.with_mapping(spec, |spec| Mapping::private(file.as_fd(), spec.mmap_offset, spec.size))
+    }
+
+    fn with_mapping(
+        &self,
+        spec: RegionSpec,
+        map: impl FnOnce(&RegionSpec) -> Result<Mapping, MappingError>,
+    ) -> Result<GuestMemory, MemoryError> {
         self.check(&spec)?;
-        let mapping = Mapping::new(file.as_fd(), spec.mmap_offset, spec.size)
-            .map_err(|source| MemoryError::Mapping { region: spec, source })?;
+        let mapping = map(&spec).map_err(|source| MemoryError::Mapping { region: spec, source })?;
         let at = self.regions.partition_point(|other| other.spec.guest_addr < spec.guest_addr);
         let new = Region { spec, mapping: Arc::new(mapping) };
         let (below, above) = self.regions.split_at(at);

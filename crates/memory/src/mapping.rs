@@ -73,7 +73,7 @@ pub enum MappingError {
     },
 }
 
-/// A shared mapping of a part of a file, readable and writable, unmapped when dropped.
+/// A mapping of a part of a file, shared unless it was made private, readable and writable, unmapped when dropped.
 #[derive(Debug)]
 pub struct Mapping {
     /// First byte of the range asked for; the pages may begin earlier.
@@ -97,6 +97,19 @@ impl Mapping {
     /// # Errors
     /// [`MappingError`]: an empty or impossible range, a file too short or of a kind that is not allowed, or no memory.
     pub fn new(file: BorrowedFd<'_>, offset: u64, len: u64) -> Result<Mapping, MappingError> {
+        Mapping::with_flags(file, offset, len, libc::MAP_SHARED)
+    }
+
+    /// The same for a file that only gives the first content: it is read page by page as these are touched, and what is
+    /// written stays in this process. The file may be open for reading only.
+    ///
+    /// # Errors
+    /// As for [`new`](Mapping::new).
+    pub fn private(file: BorrowedFd<'_>, offset: u64, len: u64) -> Result<Mapping, MappingError> {
+        Mapping::with_flags(file, offset, len, libc::MAP_PRIVATE)
+    }
+
+    fn with_flags(file: BorrowedFd<'_>, offset: u64, len: u64, flags: c_int) -> Result<Mapping, MappingError> {
         if len == 0 {
             return Err(MappingError::Empty);
         }
@@ -127,7 +140,7 @@ impl Mapping {
                 std::ptr::null_mut(),
                 pages_len,
                 libc::PROT_READ | libc::PROT_WRITE,
-                libc::MAP_SHARED,
+                flags,
                 file.as_raw_fd(),
                 first_here,
             )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -107,7 +108,13 @@ def run(
         machine = _machine_config(told, config)
     except ConfigError as error:
         raise Failure(str(error), USAGE) from error
-    raise typer.Exit(_run(machine, trace is not None, json))
+
+    def make(on_event: Callable[[MachineEvent], None], leave: Callable[[], None]) -> Machine:
+        from viaduct.vmm.machine import Machine
+
+        return Machine(machine, on_event=on_event, leave=leave)
+
+    raise typer.Exit(run_machine(make, trace=trace is not None, json=json))
 
 
 def _machine_config(told: dict[str, Any], file: str | None) -> MachineConfig:
@@ -124,7 +131,12 @@ def _machine_config(told: dict[str, Any], file: str | None) -> MachineConfig:
     return build_machine(told)
 
 
-def _run(config: MachineConfig, trace: bool, json: bool) -> int:
+Make = Callable[[Callable[["MachineEvent"], None], Callable[[], None]], "Machine"]
+"""Makes the machine, given what is to be called with its events, and when the user leaves its console."""
+
+
+def run_machine(make: Make, *, trace: bool = False, json: bool = False) -> int:
+    """Runs a machine in the foreground until its end; returns its exit code. Raises `Failure` if it cannot run."""
     import asyncio
     import sys
 
@@ -133,9 +145,9 @@ def _run(config: MachineConfig, trace: bool, json: bool) -> int:
     from .output import print_json
 
     async def main() -> MachineEnd:
-        from viaduct.vmm.machine import Machine
-
-        machine = Machine(config, on_event=lambda event: _say(machine, event, json), leave=lambda: leave(machine))
+        machine = make(
+            lambda event: _say(machine, event, json), lambda: machine.finish("stopped", 0, "left with Ctrl-]")
+        )
         _end_on_signals(machine)
         tracing: asyncio.Task[None] | None = None
         try:
@@ -148,9 +160,6 @@ def _run(config: MachineConfig, trace: bool, json: bool) -> int:
                 tracing.cancel()
                 _show_exits(machine.exits())
             await machine.close()
-
-    def leave(machine: Machine) -> None:
-        machine.finish("stopped", 0, "left with Ctrl-]")
 
     try:
         end = asyncio.run(main())

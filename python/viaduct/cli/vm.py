@@ -144,6 +144,61 @@ def console(name: Name) -> None:
         raise Failure(f"no machine named {name} runs ({error.strerror}); see: viaduct vm list", NO_MACHINE) from None
 
 
+@app.command("snapshot")
+def snapshot(
+    name: Name,
+    directory: Annotated[str, typer.Argument(metavar="DIR", help="A new or empty directory.")],
+    stop: Annotated[bool, typer.Option("--stop", help="Then switch it off: its disks stay as they are.")] = False,
+) -> None:
+    """Keep a machine as it is: memory, devices, and what is under way in its rings. It goes on running.
+
+    \b
+        viaduct vm snapshot web /srv/web.snapshot --stop
+        viaduct vm restore /srv/web.snapshot
+    """
+    import os
+
+    if stop:
+        _call(name, "pause")
+    _call(name, "snapshot", path=os.path.abspath(directory))
+    if stop:
+        _call(name, "stop")
+
+
+@app.command("restore")
+def restore(
+    directory: Annotated[str, typer.Argument(metavar="DIR", help="What `viaduct vm snapshot` made.")],
+    name: Annotated[str | None, typer.Option("--name", metavar="NAME", help="Another name than before.")] = None,
+    console: Annotated[
+        str, typer.Option(metavar="stdio|socket:PATH|file:PATH|none", help="The guest's console.")
+    ] = "stdio",
+    any_disks: Annotated[
+        bool, typer.Option("--any-disks", help="Even if disks were written to since the snapshot.")
+    ] = False,
+    json: Json = False,
+) -> None:
+    """Run a machine from where a snapshot has it, until its guest switches it off.
+
+    Memory is read as it is touched, so that this takes no longer for a large machine; with a card on a vhost-user
+    back-end it is copied first, unless the file system can share it.
+    """
+    from viaduct.vmm.errors import MachineError
+    from viaduct.vmm.machine import Machine
+
+    from .run import run_machine
+
+    try:
+        code = run_machine(
+            lambda on_event, leave: Machine.restored(
+                directory, any_disks=any_disks, name=name, console=console, on_event=on_event, leave=leave
+            ),
+            json=json,
+        )
+    except MachineError as error:
+        raise Failure(str(error)) from error
+    raise typer.Exit(code)
+
+
 def _client(name: str) -> ControlClient:
     from viaduct.switch.control_client import ControlClient
     from viaduct.switch.control_wire import ControlError

@@ -1,28 +1,33 @@
 """What is inside a machine while it is switched on: RAM, an engine's virtual machine, and every device in its place.
 
 Nothing here knows how a guest's instructions are executed: the engine does, and is asked for buses, interrupts and
-vCPUs. What a configuration names is opened in one order - memory, back-ends, devices, kernel - and given up in the
-other, however far it came.
+vCPUs. What a configuration names is opened in one order - memory, devices and their back-ends, and then either the
+kernel is loaded or a snapshot's states are taken over - and given up in the other, however far it came.
 """
 
 from __future__ import annotations
 
 import asyncio
+import os
 from contextlib import AsyncExitStack, suppress
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
 from viaduct._core import PciRoot, VirtioMmio, VirtioPci, Vm
 from viaduct.devices.console_terminal import ConsoleTerminal
 from viaduct.vhost_user.errors import VhostUserError
 from viaduct.vmm import memory_map as at
+from viaduct.vmm import snapshot as snapshots
 from viaduct.vmm.back_end import BackEnd
 from viaduct.vmm.boot import BootError, Platform, load
 from viaduct.vmm.config import MachineConfig, NicConfig
+from viaduct.vmm.emulated_nic import EmulatedNic
 from viaduct.vmm.engines import EngineName, EngineUnavailableError, choose
 from viaduct.vmm.errors import MachineError
-from viaduct.vmm.nic import mac_of, socket_of
+from viaduct.vmm.nic import mac_of, socket_of, with_macs
 from viaduct.vmm.pc import Pc, SerialConsole
 from viaduct.vmm.ram import Ram
+from viaduct.vmm.snapshot import SlotState, Snapshot
 from viaduct.vmm.virtio_devices import back_ends
 from viaduct.vmm.virtio_slot import VirtioSlot
 
@@ -39,15 +44,16 @@ class Report(Protocol):
 class Board:
     """Made by `build`; `start` lets the guest run; `close` ends it."""
 
-    def __init__(self, config: MachineConfig, loop: asyncio.AbstractEventLoop, report: Report) -> None:
+    def __init__(self, config: MachineConfig, report: Report, memory: Path | None) -> None:
         self.config = config
         self.report = report
         self.engine = _engine(config)
-        self.ram = Ram(config.memory)
+        self.ram = Ram(config.memory, content=memory, shared=config.shares_memory)
         self.slots: list[VirtioSlot] = []
+        self.cards: list[EmulatedNic] = []
         self.devices: list[str] = []
         """What is where, for people."""
-        self._loop = loop
+        self._loop = asyncio.get_running_loop()
         self._stack = AsyncExitStack()
         self._stack.callback(self.ram.close)
         try:
@@ -55,14 +61,31 @@ class Board:
         except (OSError, ValueError, RuntimeError) as error:
             self.ram.close()
             raise MachineError(str(error)) from error
+        self._stack.callback(self.vm.close)
+        self.pc = Pc(self.vm, config.memory, self.call)
+        self.pci = self._make_pci() if config.transport == "pci" else None
+        if self.pci is None:
+            self.vm.add_pio(at.RESET_PORT, 1, self.pc.reset_control)
 
     @classmethod
-    async def build(cls, config: MachineConfig, name: str, console: ConsoleTerminal, report: Report) -> Board:
-        """A machine switched on, its first vCPU at the kernel's first instruction. Raises `MachineError`."""
-        board = cls(config, asyncio.get_running_loop(), report)
+    async def build(
+        cls,
+        config: MachineConfig,
+        name: str,
+        console: ConsoleTerminal,
+        report: Report,
+        restore: tuple[Path, Snapshot] | None = None,
+    ) -> Board:
+        """A machine switched on, its first vCPU at the kernel's first instruction; or where a snapshot in a directory
+        has it. Raises `MachineError`."""
+        board = cls(config, report, None if restore is None else restore[0] / snapshots.MEMORY)
         try:
             await board._fit(name, console)
-        except (MachineError, BootError, VhostUserError, OSError, ValueError) as error:
+            if restore is None:
+                await board._load_kernel()
+            else:
+                await board._take_over(restore[1])
+        except (MachineError, BootError, VhostUserError, OSError, ValueError, RuntimeError) as error:
             await board.close()
             raise error if isinstance(error, MachineError) else MachineError(str(error)) from error
         except BaseException:
@@ -70,27 +93,9 @@ class Board:
             raise
         return board
 
-    async def _fit(self, name: str, console: ConsoleTerminal) -> None:
-        """Puts every device into its place and the kernel into memory."""
-        self._stack.callback(self.vm.close)
-        self.pc = Pc(self.vm, self.config.memory, self.call)
-        if self.config.console_device == "serial":
-            joined = SerialConsole(self.pc.serial, console)
-            self._stack.callback(joined.close)
-        pci = self._add_pci() if self.config.transport == "pci" else None
-        async for device_name, back_end in back_ends(self.config, name, console, self._stack):
-            await self._add_virtio(device_name, back_end, pci)
-        for index, nic in enumerate(self.config.nics):
-            if nic.path == "emulated":
-                await self._add_emulated(f"net{index}", nic, mac_of(nic, name, index), name, pci)
-        if pci is None:
-            self.vm.add_pio(at.RESET_PORT, 1, self.pc.reset_control)
-        mmio = () if pci is not None else tuple(range(len(self.slots)))
-        platform = Platform(vcpus=self.config.cpus, virtio_mmio=mmio, pci=pci is not None)
-        state = await asyncio.to_thread(self._load, platform)
-        self.vm.set_registers(0, state.registers())
+    # What goes where.
 
-    def _add_pci(self) -> PciRoot:
+    def _make_pci(self) -> PciRoot:
         root = PciRoot(
             self.vm,
             ports=(at.PCI_PORTS, at.PCI_PORTS_SIZE),
@@ -102,18 +107,29 @@ class Board:
         self.vm.add_pio(at.PCI_CONFIG_PORT, 8, root.config_ports(self.pc.reset_control))
         return root
 
-    async def _add_virtio(self, name: str, back_end: BackEnd, pci: PciRoot | None) -> None:
+    async def _fit(self, name: str, console: ConsoleTerminal) -> None:
+        """Puts every device into its place."""
+        if self.config.console_device == "serial":
+            joined = SerialConsole(self.pc.serial, console)
+            self._stack.callback(joined.close)
+        async for device_name, back_end in back_ends(self.config, name, console, self._stack):
+            await self._add_virtio(device_name, back_end)
+        for index, nic in enumerate(self.config.nics):
+            if nic.path == "emulated":
+                await self._add_card(f"net{index}", nic, mac_of(nic, name, index), name)
+
+    async def _add_virtio(self, name: str, back_end: BackEnd) -> None:
         """A device where its driver looks for it: a function of the PCI bus, or the next virtio-mmio slot."""
         await back_end.open(self.ram)
         slot = VirtioSlot(name, back_end, self._loop, self.report)
         self._stack.push_async_callback(slot.close)
         features, sizes, config = back_end.features, list(back_end.queue_sizes), back_end.config
         kind = back_end.device_id
-        if pci is not None:
+        if self.pci is not None:
             function = VirtioPci(
                 self.vm, slot, name=name, device_id=kind, features=features, queue_sizes=sizes, config=config
             )
-            place = f"PCI 00:{pci.add(function):02x}.0"
+            place = f"PCI 00:{self.pci.add(function):02x}.0"
             slot.transport = function
         else:
             address, gsi = at.virtio_mmio_slot(len(self.slots))
@@ -134,20 +150,25 @@ class Board:
         self.slots.append(slot)
         self.devices.append(f"{name}: {place}")
 
-    async def _add_emulated(self, name: str, nic: NicConfig, mac: bytes, machine: str, pci: PciRoot | None) -> None:
+    async def _add_card(self, name: str, nic: NicConfig, mac: bytes, machine: str) -> None:
         """A card of registers, which only PCI has a place for."""
-        from viaduct.vmm.emulated_nic import EmulatedNic
-
-        if pci is None:
+        if self.pci is None:
             raise MachineError(f"{name}: an emulated card needs transport=pci, where its driver looks for it")
         card = EmulatedNic(name, mac, self.ram.memory)
         self._stack.push_async_callback(card.close)
-        slot = pci.add(card.function)
+        slot = self.pci.add(card.function)
         if nic.kind == "tap":
             card.plug_into_tap(nic.target)
         else:
-            await card.plug_into_back_end(await asyncio.to_thread(socket_of, nic, machine))
+            await card.plug_into_back_end(await socket_of(nic, machine))
         self.devices.append(f"{name}: e1000 at PCI 00:{slot:02x}.0")
+        self.cards.append(card)
+
+    async def _load_kernel(self) -> None:
+        mmio = () if self.pci is not None else tuple(range(len(self.slots)))
+        platform = Platform(vcpus=self.config.cpus, virtio_mmio=mmio, pci=self.pci is not None)
+        state = await asyncio.to_thread(self._load, platform)
+        self.vm.set_registers(0, state.registers())
 
     def _load(self, platform: Platform) -> CpuState:
         config = self.config
@@ -159,6 +180,8 @@ class Board:
             boot=config.boot,
             platform=platform,
         )
+
+    # Life.
 
     async def start(self, *, paused: bool) -> None:
         """Lets the vCPUs run, or stand ready to."""
@@ -180,14 +203,63 @@ class Board:
         await asyncio.to_thread(self.vm.stop)
         await self._stack.aclose()
 
+    # Snapshots. The vCPUs stand still.
+
+    async def save(self, directory: Path, name: str) -> None:
+        """Keeps the machine in an empty directory. Its queues run again afterwards. Raises `MachineError`."""
+        stopped: list[tuple[VirtioSlot, dict[int, int]]] = []
+        for card in self.cards:
+            card.function.pause()
+        try:
+            for slot in self.slots:
+                stopped.append((slot, await slot.suspend()))
+            snapshot = Snapshot(
+                version=snapshots.VERSION,
+                name=name,
+                config=with_macs(self.config, name),
+                engine=self.vm.save(),
+                platform={part: device.save() for part, device in self.pc.stateful.items()},
+                pci=None if self.pci is None else self.pci.save(),
+                slots=tuple(_slot_state(slot, bases) for slot, bases in stopped),
+                cards={card.function.name: card.function.save() for card in self.cards},
+                disks=snapshots.disk_states(self.config),
+            )
+            await asyncio.to_thread(self.ram.save, directory / snapshots.MEMORY)
+            snapshots.write(directory, snapshot)
+        except (OSError, ValueError, RuntimeError) as error:
+            raise MachineError(f"{directory}: {error}") from error
+        finally:
+            for slot, bases in stopped:
+                await slot.resume_suspended(bases)
+            for card in self.cards:
+                card.function.resume()
+
+    async def _take_over(self, snapshot: Snapshot) -> None:
+        """Goes on where a snapshot has the machine; its memory is there already."""
+        self.vm.restore(snapshot.engine)
+        for part, device in self.pc.stateful.items():
+            device.restore(snapshot.platform[part])
+        if self.pci is not None and snapshot.pci is not None:
+            self.pci.restore(snapshot.pci)
+        for card in self.cards:
+            card.function.restore(snapshot.cards[card.function.name])
+        states = {state.name: state for state in snapshot.slots}
+        for slot in self.slots:
+            if (state := states.get(slot.name)) is None:
+                raise MachineError(f"the snapshot has no device {slot.name}")
+            await _go_on(slot, state)
+
+    # What happens.
+
     def _event(self, kind: str, detail: dict[str, Any]) -> None:
         """What the engine reports, on a vCPU's thread."""
         if kind == "paused":
             return
         text = ", ".join(f"{key} {value}" for key, value in detail.items() if key not in ("registers", "code"))
-        names = {"halted": "shutdown", "triple-fault": "triple-fault", "failed": "failed"}
-        code = 0 if kind == "halted" else 1
-        self.call(names.get(kind, kind), text, code)
+        if kind in ("triple-fault", "failed"):
+            text += f" at {detail['address']:#x}: {detail['code'].hex(' ')}"
+        # Without an interrupt controller nothing ends a halt: the guest has nothing more to do.
+        self.call("shutdown" if kind == "halted" else kind, text, 0 if kind == "halted" else 1)
 
     def call(self, kind: str, text: str, code: int = 0) -> None:
         """Reports from any thread."""
@@ -200,3 +272,23 @@ def _engine(config: MachineConfig) -> EngineName:
         return choose(config.engine)
     except EngineUnavailableError as error:
         raise MachineError(str(error)) from error
+
+
+def _slot_state(slot: VirtioSlot, bases: dict[int, int]) -> SlotState:
+    assert slot.transport is not None
+    return SlotState(slot.name, slot.transport.save(), bases, slot.back_end.save())
+
+
+async def _go_on(slot: VirtioSlot, state: SlotState) -> None:
+    transport = slot.transport
+    assert transport is not None
+    transport.restore(state.transport)
+    slot.back_end.restore(state.device)
+    features, queues = transport.running_queues()
+    if not queues:
+        return
+    await slot.resume(features, queues, state.bases)
+    for queue in queues:
+        # What was signalled when the snapshot was taken is forgotten: both sides look once.
+        for event in queue[5:]:
+            os.eventfd_write(event, 1)

@@ -157,6 +157,11 @@ class MachineConfig(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=Tru
         if self.gdb is not None and not 0 <= self.gdb <= 65535:
             raise ConfigError(f"{self.gdb} is no TCP port: 0 to 65535, where 0 takes a free one", ("gdb",))
 
+    @property
+    def shares_memory(self) -> bool:
+        """Whether another process has to see the machine's memory."""
+        return bool(self.shares) or any(nic.path == "virtio" and nic.kind != "tap" for nic in self.nics)
+
 
 PartT = TypeVar("PartT", bound=_Part)
 

@@ -5,6 +5,7 @@
 |---|---|---|
 | `status` | | `MachineStatus` |
 | `pause`, `resume`, `reset` | | null, when it is done |
+| `snapshot` | `path` | null, when it is written |
 | `stop` | | null; the socket goes when it is done |
 | `exits` | | `rows`: reason, address, device, count, seconds; `guest_seconds` |
 """
@@ -110,6 +111,12 @@ async def _stop(machine: Machine, params: dict[str, Any]) -> None:
     machine.finish("stopped", 0, "by its control socket")
 
 
+async def _snapshot(machine: Machine, params: dict[str, Any]) -> None:
+    if not isinstance(path := params.get("path"), str):
+        raise MachineError("a snapshot needs a path")
+    await machine.snapshot(path)
+
+
 async def _exits(machine: Machine, params: dict[str, Any]) -> Any:
     exits = machine.exits()
     rows = [(row.reason, row.address, row.device, row.count, row.seconds) for row in exits.rows()]
@@ -122,5 +129,6 @@ _METHODS: dict[str, Method] = {
     "resume": lambda machine, _: machine.resume(),
     "reset": lambda machine, _: machine.reset(),
     "stop": _stop,
+    "snapshot": _snapshot,
     "exits": _exits,
 }

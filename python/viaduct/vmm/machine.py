@@ -31,11 +31,13 @@ import msgspec
 from viaduct.devices.console_end import ConsoleEnd, console_end
 from viaduct.devices.console_terminal import ConsoleTerminal
 from viaduct.vmm import directory
+from viaduct.vmm import snapshot as snapshots
 from viaduct.vmm.board import Board
 from viaduct.vmm.config import MachineConfig, build_machine
 from viaduct.vmm.control import MachineControl
 from viaduct.vmm.errors import MachineError
 from viaduct.vmm.exit_report import Exits
+from viaduct.vmm.snapshot import Snapshot
 
 log = logging.getLogger("viaduct.vmm")
 
@@ -96,8 +98,11 @@ class Machine:
         *,
         on_event: Callable[[MachineEvent], None] | None = None,
         leave: Callable[[], None] | None = None,
+        restore: tuple[Path, Snapshot] | None = None,
         **fields: Any,
     ) -> None:
+        if restore is not None:
+            config = restore[1].config
         if config is None:
             config = build_machine({"console": "none", **fields})
         self.config = config
@@ -110,6 +115,7 @@ class Machine:
         self._on_event = on_event
         self._leave = leave
         self._board: Board | None = None
+        self._restore = restore
         self._started = 0.0
         self._directory: Path | None = None
         self._ends: list[ConsoleEnd] = []
@@ -206,6 +212,40 @@ class Machine:
     async def __aexit__(self, *_: object) -> None:
         await self.stop()
 
+    async def snapshot(self, path: str | Path) -> None:
+        """Keeps the machine as it is in a directory, which is made or empty; it goes on running. The vCPUs stand still
+        meanwhile, for as long as writing its memory takes. Raises `MachineError`."""
+        async with self._turn:
+            board = self._running_board()
+            target = snapshots.new_directory(Path(path))
+            if self.state == "running":
+                await board.pause()
+            try:
+                await board.save(target, self.name)
+            finally:
+                if self.state == "running":
+                    await board.resume()
+            self._record("snapshot", str(target))
+
+    @classmethod
+    def restored(
+        cls,
+        path: str | Path,
+        *,
+        any_disks: bool = False,
+        name: str | None = None,
+        console: str = "none",
+        on_event: Callable[[MachineEvent], None] | None = None,
+        leave: Callable[[], None] | None = None,
+    ) -> Machine:
+        """A machine that goes on, when it is started, where a snapshot has it. `any_disks`: its disks may have been
+        written to since. `name`, `console`: as in `MachineConfig`. Raises `MachineError`."""
+        directory = Path(path)
+        found = snapshots.read(directory, any_disks=any_disks)
+        config = msgspec.structs.replace(found.config, name=found.name if name is None else name, console=console)
+        found = msgspec.structs.replace(found, config=config)
+        return cls(restore=(directory, found), on_event=on_event, leave=leave)
+
     # Looking at it.
 
     def status(self) -> MachineStatus:
@@ -253,7 +293,8 @@ class Machine:
 
     async def _switch_on(self, paused: bool) -> None:
         self.state = "starting"
-        self._board = await Board.build(self.config, self.name, self.console, self._from_board)
+        restore, self._restore = self._restore, None
+        self._board = await Board.build(self.config, self.name, self.console, self._from_board, restore)
         self._started = time.time()
         await self._board.start(paused=paused)
 

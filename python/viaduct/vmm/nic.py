@@ -14,6 +14,8 @@ import hashlib
 from contextlib import AsyncExitStack
 from pathlib import Path
 
+import msgspec
+
 from viaduct.switch.config import InProcessPort, SwitchConfig, TapPort
 from viaduct.switch.config_error import ConfigError
 from viaduct.switch.control_client import ControlClient
@@ -21,7 +23,7 @@ from viaduct.switch.control_wire import ControlError
 from viaduct.virtio.features import DeviceType, NetFeature
 from viaduct.virtio.net_config import NetConfig
 from viaduct.vmm.back_end import BackEnd
-from viaduct.vmm.config import NicConfig
+from viaduct.vmm.config import MachineConfig, NicConfig
 from viaduct.vmm.errors import MachineError
 
 _QUEUES = (256, 256)
@@ -35,6 +37,14 @@ def mac_of(nic: NicConfig, machine: str, index: int) -> bytes:
         return bytes.fromhex(nic.mac.replace(":", "").replace("-", ""))
     digest = hashlib.sha256(f"{machine}/{index}".encode()).digest()
     return b"\x52\x54\x00" + digest[:3]
+
+
+def with_macs(config: MachineConfig, machine: str) -> MachineConfig:
+    """The same configuration with every address said, so that a restored machine of another name keeps them."""
+    nics = tuple(
+        msgspec.structs.replace(nic, mac=mac_of(nic, machine, index).hex(":")) for index, nic in enumerate(config.nics)
+    )
+    return msgspec.structs.replace(config, nics=nics)
 
 
 async def open_virtio(nic: NicConfig, mac: bytes, machine: str, stack: AsyncExitStack) -> BackEnd:
@@ -52,7 +62,7 @@ async def open_virtio(nic: NicConfig, mac: bytes, machine: str, stack: AsyncExit
     from viaduct.vmm.back_end.vhost_user import VhostUserBackEnd
 
     return VhostUserBackEnd(
-        await asyncio.to_thread(socket_of, nic, machine),
+        await socket_of(nic, machine),
         DeviceType.NET,
         _QUEUES,
         config=NetConfig(mac=mac).pack(),
@@ -61,9 +71,12 @@ async def open_virtio(nic: NicConfig, mac: bytes, machine: str, stack: AsyncExit
     )
 
 
-def socket_of(nic: NicConfig, machine: str) -> str:
+async def socket_of(nic: NicConfig, machine: str) -> str:
     """The vhost-user socket that the card plugs into. Raises `MachineError`."""
-    return nic.target if nic.kind == "vhost-user" else _socket_of_switch(nic.target, machine)
+    if nic.kind == "vhost-user":
+        return nic.target
+    # The switch may run on this very loop.
+    return await asyncio.to_thread(_socket_of_switch, nic.target, machine)
 
 
 async def _private_switch(ifname: str, mac: bytes, stack: AsyncExitStack) -> BackEnd:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
 from viaduct.vhost_user.device import Vring
 from viaduct.vmm.ram import Ram
@@ -46,6 +47,15 @@ class BackEnd(ABC):
     @abstractmethod
     def write_config(self, offset: int, data: bytes) -> None:
         """A driver's write to the configuration space; what it may not write is ignored."""
+
+    def save(self) -> dict[str, Any]:
+        """What the device knows besides its rings, for a snapshot: plain data. The queues are stopped."""
+        return {}
+
+    def restore(self, data: dict[str, Any]) -> None:
+        """Takes over what was saved, before the queues start. Raises ValueError for what cannot be."""
+        if data:
+            raise ValueError(f"nothing was to be saved, and there is {', '.join(data)}")
 
     @abstractmethod
     async def close(self) -> None:

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 from viaduct.vhost_user.device import Device, Vring
 from viaduct.vhost_user.errors import VhostUserError
+from viaduct.vhost_user.handover import Fds
 from viaduct.virtio.features import DeviceFeature
 from viaduct.vmm.back_end.back_end import BackEnd
 from viaduct.vmm.errors import MachineError
@@ -71,6 +73,16 @@ class InProcessBackEnd(BackEnd):
             log.warning(
                 "the driver's write of %s to configuration offset %d was ignored: %s", data.hex(), offset, error
             )
+
+    def save(self) -> dict[str, Any]:
+        fds = Fds()
+        saved = self.device.save(fds)
+        if fds.fds:
+            raise MachineError(f"{type(self.device).__name__} holds descriptors that no file can keep")
+        return saved
+
+    def restore(self, data: dict[str, Any]) -> None:
+        self.device.restore(data, Fds())
 
     async def close(self) -> None:
         await self.deactivate()
