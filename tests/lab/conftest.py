@@ -6,8 +6,8 @@ import pytest
 
 from .relay import IN_LAB, LabSession
 
-SECONDS = 240
-"""For one test in the lab, whatever happens: a guest boots there in 5 to 10 s, or several times that on a busy host."""
+SECONDS = 1200
+"""For one test in the lab, whatever happens: a guest boots there in 5 to 10 s, or minutes on a crowded host."""
 _session = pytest.StashKey[LabSession]()
 
 

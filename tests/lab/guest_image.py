@@ -20,7 +20,7 @@ HERE = Path(__file__).parent
 TRANSFER = HERE.parent / "interop" / "transfer.c"
 SOURCES = (Path(__file__), HERE / "guest_init.sh", TRANSFER, Path(initramfs_file), Path(kernel_file))
 DIRECTORY = "guest"
-"""Below the tree's root: `bzImage`, `vmlinux`, `initramfs` and `version`."""
+"""Below the tree's root: `bzImage`, `vmlinux`, `initramfs`, `version`, and `transfer` for the lab itself."""
 MODULES = (
     "virtio_mmio", "virtio_pci", "virtio_net", "virtio_blk", "virtio_rng", "virtio_balloon", "virtio_console",
     "vmw_vsock_virtio_transport", "9p", "9pnet_virtio", "virtiofs", "virtio_iommu", "erofs", "overlay",
@@ -37,17 +37,16 @@ def make(tree: Tree, kernel: Path, modules: Path, scratch: Path) -> None:
     (to / "bzImage").write_bytes(image)
     (to / "vmlinux").write_bytes(uncompressed(image))
     (to / "version").write_text(modules.name)
+    run(["gcc", "-O2", "-static", "-o", str(to / "transfer"), str(TRANSFER)], "gcc libc6-dev")
     (to / "initramfs").write_bytes(_initramfs(tree, modules, scratch))
 
 
 def _initramfs(tree: Tree, modules: Path, scratch: Path) -> bytes:
-    transfer = scratch / "transfer"
-    run(["gcc", "-O2", "-static", "-o", str(transfer), str(TRANSFER)], "gcc libc6-dev")
     busybox = tree.path / "usr/bin/busybox"
     files = {
         "init": (HERE / "guest_init.sh").read_bytes(),
         "bin/busybox": busybox.read_bytes(),
-        "bin/transfer": transfer.read_bytes(),
+        "bin/transfer": (tree.path / DIRECTORY / "transfer").read_bytes(),
     }
     lib = scratch / "guest" / "lib/modules" / modules.name
     install(modules, MODULES, lib)

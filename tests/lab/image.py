@@ -35,7 +35,7 @@ KERNELS = {"debian": "linux-image-amd64", "ubuntu": "linux-image-generic"}
 PACKAGES = (
     "base-files", "bash", "dash", "debianutils", "coreutils", "findutils", "grep", "sed", "mawk", "tar", "less",
     "mount", "util-linux", "procps", "kmod", "busybox-static", "iproute2", "iputils-ping", "ethtool", "pciutils",
-    "tcpdump", "strace", "gdb", "fio", "socat", "python3", "qemu-system-x86", "erofs-utils",
+    "tcpdump", "strace", "gdb", "fio", "socat", "python3", "qemu-system-x86", "qemu-utils", "erofs-utils",
 )  # fmt: skip
 BOOT_MODULES = ("crc32c_generic", "virtio_blk", "erofs", "overlay")
 RUN_MODULES = (

@@ -28,7 +28,7 @@ PR_SET_PDEATHSIG = 1  # prctl(2)
 PORTS = ("stdout", "stderr", "status", "reports")
 KERNEL_ARGUMENTS = (
     "console=ttyS0 quiet panic=-1 nokaslr mitigations=off tsc=reliable no_timer_check apparmor=0 audit=0 "
-    "random.trust_cpu=on intel_iommu=on amd_iommu=on"
+    "random.trust_cpu=on intel_iommu=on amd_iommu=on nowatchdog rcupdate.rcu_cpu_stall_suppress=1"
 )
 IOMMUS = {
     "intel": ("-device", "intel-iommu,intremap=on,caching-mode=on,device-iotlb=on"),

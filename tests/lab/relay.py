@@ -21,7 +21,7 @@ import pytest
 from .machine import Lab
 from .packages import LabError
 
-SILENCE_MAX = 300.0
+SILENCE_MAX = 1500.0
 """Seconds without a report after which the lab is given up: more than one test may take (conftest.py)."""
 IN_LAB = "VIADUCT_IN_LAB" in os.environ
 
