@@ -188,6 +188,13 @@ class Board:
         if not paused:
             self.vm.start()
 
+    def serve_gdb(self, port: int) -> int:
+        """Lets gdb attach on a port of the loopback interface, 0 for any; returns it. Raises `MachineError`."""
+        try:
+            return self.vm.serve_gdb(port)
+        except (OSError, RuntimeError, ValueError) as error:
+            raise MachineError(f"--gdb {port}: {error}; choose another port, or 0 for a free one") from error
+
     async def pause(self) -> None:
         """Returns when no vCPU runs. Raises `MachineError` if one does not come back from its device."""
         self.vm.request_pause()

@@ -110,6 +110,8 @@ class Machine:
         self.state: State = "created"
         self.console = ConsoleTerminal(name=f"{config.name or 'machine'} console")
         """The guest's serial port, and its virtio console."""
+        self.gdb_port: int | None = None
+        """Where gdb can attach, on the loopback interface; None: nowhere."""
         self.events: list[MachineEvent] = []
         """What happened, the last 200."""
         self._on_event = on_event
@@ -297,6 +299,9 @@ class Machine:
         self._board = await Board.build(self.config, self.name, self.console, self._from_board, restore)
         self._started = time.time()
         await self._board.start(paused=paused)
+        if self.config.gdb is not None and not paused:
+            self.gdb_port = self._board.serve_gdb(self.config.gdb)
+            self._record("gdb", f"attach with: gdb -ex 'target remote 127.0.0.1:{self.gdb_port}'")
 
     def _running_board(self) -> Board:
         if self._board is None or self.state not in ("running", "paused"):
