@@ -44,7 +44,8 @@ class Network:
             ip("link", "set", BRIDGE, "up")
             for tap in (*self._taps, "uplink"):
                 subprocess.run(["ip", "tuntap", "add", tap, "mode", "tap", "vnet_hdr"], check=True)
-                ip("link", "set", tap, "master", BRIDGE, "up")
+                subprocess.run(["busybox", "brctl", "addif", BRIDGE, tap], check=True)
+                ip("link", "set", tap, "up")
             command += ["--port", "uplink=tap:uplink"]
         self._process = PeerProcess("switch", command, self._directory / "switch.log")
         try:
