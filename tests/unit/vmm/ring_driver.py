@@ -50,9 +50,10 @@ class RingDriver:
     async def answer(self) -> bytes:
         """The next answer."""
         async with asyncio.timeout(30):
-            while (taken := self.queue.take()) is None:
+            while True:
+                if (taken := self.queue.take()) is not None:
+                    return self.memory.read(BUFFERS + 0x1000, taken[1])
                 await asyncio.sleep(0.002)
-        return self.memory.read(BUFFERS + 0x1000, taken[1])
 
     def close(self) -> None:
         os.close(self.kick)

@@ -1,0 +1,256 @@
+"""A machine from the outside: its life, its console, what its guest asks of it, and snapshots. On this host's KVM."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+from collections.abc import AsyncIterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from viaduct import Machine
+from viaduct.switch.control_client import ControlClient
+from viaduct.switch.control_wire import ControlError
+from viaduct.vmm import directory
+from viaduct.vmm.errors import MachineError
+from viaduct.vmm.machine import MachineEnd
+
+PATIENCE = 60
+
+ECHO = bytes.fromhex(
+    "ba fd 03"  # mov dx, 0x3fd     line status
+    "ec a8 01 74 fb"  # 1: in al, dx; test al, 1; jz 1b
+    "ba f8 03 ec"  # mov dx, 0x3f8; in al, dx
+    "fe c0 ee"  # inc al; out dx, al
+    "eb ef"  # jmp to the beginning
+)
+"""Answers each byte on the serial port with the next one."""
+COUNT = bytes.fromhex(
+    "ba f8 03"  # mov dx, 0x3f8
+    "b0 30 ee"  # 1: mov al, '0'; 2: out dx, al
+    "b9 40 9c 49 75 fd"  # mov cx, 40000; 3: dec cx; jnz 3b
+    "fe c0 3c 3a 75 f3 eb ef"  # inc al; cmp al, ':'; jne 2b; jmp 1b
+)
+"""Writes digits to the serial port, over and over."""
+
+
+def out(port: int, value: int) -> bytes:
+    """mov dx, port; mov al, value; out dx, al."""
+    return b"\xba" + port.to_bytes(2, "little") + b"\xb0" + bytes([value]) + b"\xee"
+
+
+HALT = b"\xf4\xeb\xfd"
+
+
+@pytest.fixture(autouse=True)
+def runtime(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A directory of their own for these machines' sockets."""
+    monkeypatch.setenv("XDG_RUNTIME_DIR", str(tmp_path))
+
+
+@pytest.fixture
+async def machines() -> AsyncIterator[list[Machine]]:
+    """Closes what a test puts in."""
+    made: list[Machine] = []
+    yield made
+    for machine in made:
+        await machine.close()
+
+
+def flat(tmp_path: Path, code: bytes, **fields: Any) -> Machine:
+    kernel = tmp_path / "kernel.bin"
+    kernel.write_bytes(code)
+    return Machine(**{"kernel": str(kernel), "boot": "flat", "memory": "4M", **fields})
+
+
+async def end_of(machine: Machine) -> MachineEnd:
+    async with asyncio.timeout(PATIENCE):
+        return await machine.wait()
+
+
+async def test_the_console_goes_both_ways(tmp_path: Path, machines: list[Machine]) -> None:
+    machine = flat(tmp_path, ECHO)
+    machines.append(machine)
+    machine.start()
+    machine.console.write("HAL")
+    assert await machine.console.expect("IBM", PATIENCE) == "IBM"
+    await machine.stop()
+    assert (await end_of(machine)).reason == "stopped"
+
+
+@pytest.mark.parametrize(
+    ("code", "end"),
+    [
+        (out(0xF4, 42), ("exit", 42)),
+        (out(0x600, 0x34), ("shutdown", 0)),
+        (out(0xCF9, 6), ("reset", 0)),
+        (out(0x64, 0xFE), ("reset", 0)),
+    ],
+    ids=["debug-exit", "sleep control", "reset control", "i8042"],
+)
+async def test_a_guest_ends_its_machine(
+    tmp_path: Path, machines: list[Machine], code: bytes, end: tuple[str, int]
+) -> None:
+    machine = flat(tmp_path, code + HALT, on_reset="stop")
+    machines.append(machine)
+    found = await end_of(machine)
+    assert (found.reason, found.code) == end
+
+
+async def test_a_reset_begins_anew(tmp_path: Path, machines: list[Machine]) -> None:
+    """The first thing that the guest does is to say so, and the second to reset its machine."""
+    machine = flat(tmp_path, out(0x3F8, ord("x")) + out(0xCF9, 6) + HALT)
+    machines.append(machine)
+    await machine.start()
+    for _ in range(3):
+        await machine.console.expect("x", PATIENCE)
+    assert any(event.kind == "reset" for event in machine.events)
+
+
+async def test_a_panic_is_told_and_the_guest_goes_on(tmp_path: Path, machines: list[Machine]) -> None:
+    machine = flat(tmp_path, out(0x505, 1) + out(0xF4, 1) + HALT)
+    machines.append(machine)
+    await end_of(machine)
+    assert "panic" in [event.kind for event in machine.events]
+
+
+async def test_pause_stands_still(tmp_path: Path, machines: list[Machine]) -> None:
+    machine = flat(tmp_path, COUNT)
+    machines.append(machine)
+    await machine.start()
+    await machine.console.expect("789", PATIENCE)
+    await machine.pause()
+    await asyncio.sleep(0.1)  # what was written before comes
+    written = machine.console.end
+    await asyncio.sleep(0.3)
+    assert machine.console.end == written
+    await machine.resume()
+    await machine.console.expect("789", PATIENCE)
+
+
+async def test_machines_are_found_by_name(tmp_path: Path, machines: list[Machine]) -> None:
+    first, second = flat(tmp_path, COUNT, name="web"), flat(tmp_path, COUNT)
+    machines += [first, second]
+    await first.start()
+    await second.start()
+    assert directory.running() == ["vm1", "web"]
+    with pytest.raises(MachineError, match="a machine named web is running"):
+        await flat(tmp_path, COUNT, name="web").start()
+
+    def ask(method: str) -> object:
+        with ControlClient(directory.machines_directory() / "web" / directory.CONTROL) as client:
+            return client.call(method)
+
+    status = await asyncio.to_thread(ask, "status")
+    assert isinstance(status, dict)
+    assert (status["state"], status["cpus"], status["memory"]) == ("running", 1, 4 << 20)
+    await asyncio.to_thread(ask, "pause")
+    assert first.state == "paused"
+    await asyncio.to_thread(ask, "resume")
+    exits = await asyncio.to_thread(ask, "exits")
+    assert isinstance(exits, dict)
+    assert any(row[2] == "serial" and row[3] > 0 for row in exits["rows"])
+    with pytest.raises(ControlError, match="unknown method"):
+        await asyncio.to_thread(ask, "explode")
+    await asyncio.to_thread(ask, "stop")
+    assert (await end_of(first)).reason == "stopped"
+    await first.close()
+    assert directory.running() == ["vm1"]
+
+
+async def test_a_killed_machine_leaves_its_name_free(tmp_path: Path, machines: list[Machine]) -> None:
+    """Its directory and sockets are still there, but nobody answers."""
+    left = directory.machines_directory() / "web"
+    left.mkdir()
+    (left / directory.CONTROL).touch()
+    machine = flat(tmp_path, COUNT, name="web")
+    machines.append(machine)
+    assert directory.running() == []
+    os.unlink(left / directory.CONTROL)  # a plain file is somebody's; a dead socket would be replaced
+    await machine.start()
+    assert directory.running() == ["web"]
+
+
+@pytest.mark.parametrize(
+    ("fields", "said"),
+    [
+        ({"kernel": "/nonexistent"}, "/nonexistent"),
+        ({"initrd": "/nonexistent"}, "/nonexistent"),
+        ({"disks": ["/nonexistent"]}, "--disk /nonexistent"),
+        ({"devices": ["/nonexistent.py:X"]}, "--device /nonexistent.py:X"),
+        ({"memory": f"{1 << 30}K"}, "more than this host's"),
+        ({"nics": ["switch:a"]}, "no switch answers"),
+        ({"nics": ["tap:tap0,path=emulated"], "transport": "mmio"}, "transport=pci"),
+    ],
+)
+async def test_what_cannot_be_had(tmp_path: Path, fields: dict[str, object], said: str) -> None:
+    machine = flat(tmp_path, COUNT, **fields)
+    with pytest.raises(MachineError) as error:
+        await machine.start()
+    assert said in str(error.value)
+    await machine.close()
+    assert directory.running() == []
+
+
+async def test_a_snapshot_goes_on(tmp_path: Path, machines: list[Machine]) -> None:
+    """The counting guest: what is restored goes on with the digit after the last one."""
+    disk = tmp_path / "disk.img"
+    disk.write_bytes(bytes(1 << 20))
+    machine = flat(tmp_path, COUNT, name="one", disks=[str(disk)])
+    machines.append(machine)
+    await machine.start()
+    await machine.console.expect("45", PATIENCE)
+    await machine.pause()
+    await asyncio.sleep(0.1)
+    last = machine.console.text[-1]
+    await machine.snapshot(tmp_path / "kept")
+    assert machine.state == "paused"
+    await machine.stop()
+    restored = Machine.restored(tmp_path / "kept", name="two")
+    machines.append(restored)
+    await restored.start()
+    following = "0" if last == "9" else chr(ord(last) + 1)
+    assert (await restored.console.expect("9", PATIENCE))[0] == following
+    assert restored.name == "two"
+
+
+async def test_a_snapshot_of_a_running_machine_leaves_it_running(tmp_path: Path, machines: list[Machine]) -> None:
+    machine = flat(tmp_path, COUNT)
+    machines.append(machine)
+    await machine.start()
+    await machine.snapshot(tmp_path / "kept")
+    assert machine.state == "running"
+    await machine.console.expect("0123456789", PATIENCE)
+    with pytest.raises(MachineError, match="there is something in it"):
+        await machine.snapshot(tmp_path / "kept")
+    # Memory that was never touched takes no room: the guest has 4 MiB, and uses a page or two.
+    assert os.stat(tmp_path / "kept" / "memory").st_blocks * 512 < 1 << 20
+
+
+async def test_snapshots_that_cannot_be_restored(tmp_path: Path, machines: list[Machine]) -> None:
+    disk = tmp_path / "disk.img"
+    disk.write_bytes(bytes(1 << 20))
+    machine = flat(tmp_path, COUNT, disks=[str(disk)])
+    machines.append(machine)
+    await machine.start()
+    kept = tmp_path / "kept"
+    await machine.snapshot(kept)
+    await machine.stop()
+    with pytest.raises(MachineError, match="is no snapshot"):
+        Machine.restored(tmp_path)
+    disk.write_bytes(b"x" * (1 << 20))
+    with pytest.raises(MachineError, match="was written to since the snapshot"):
+        Machine.restored(kept)
+    description = (kept / "machine.json").read_bytes()
+    for damaged in (b"", description[:100], description.replace(b'"version":1', b'"version":2'), b"[]"):
+        (kept / "machine.json").write_bytes(damaged)
+        with pytest.raises(MachineError):
+            Machine.restored(kept, any_disks=True)
+    (kept / "machine.json").write_bytes(description)
+    os.truncate(kept / "memory", 1 << 20)
+    short = Machine.restored(kept, any_disks=True)
+    with pytest.raises(MachineError, match="the snapshot is damaged"):
+        await short.start()
+    await short.close()
