@@ -242,13 +242,13 @@ class Console(QueueDevice):
 
     def save(self, fds: Fds) -> dict[str, Any]:
         ports = [[state.ready, state.opened] for state in self._states]
-        return super().save(fds) | {"ports": ports, "answers": [bytes(answer) for answer in self._answers]}
+        return super().save(fds) | {"ports": ports, "answers": [answer.hex() for answer in self._answers]}
 
     def restore(self, data: dict[str, Any], fds: Fds) -> None:
         super().restore(data, fds)
         for state, (ready, opened) in zip(self._states, data.get("ports", ()), strict=False):
             state.ready, state.opened = bool(ready), bool(opened)
-        self._answers = deque(bytes(answer) for answer in data.get("answers", ()))
+        self._answers = deque(bytes.fromhex(answer) for answer in data.get("answers", ()))
 
 
 def receive_queue(number: int) -> int:

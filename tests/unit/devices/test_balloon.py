@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import logging
 import os
 import struct
+import tempfile
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from devices.slot import PLACE, Slot, until
+from viaduct._core import GuestMemory
 from viaduct.devices.balloon import DONE, NUMBERS_MAX, PAGE, Balloon, BalloonStatistic, _ranges
+from viaduct.vhost_user.handover import Fds
 from viaduct.virtio import BalloonFeature, DeviceFeature
 
 SPARE = 64 * PAGE
@@ -232,6 +236,27 @@ async def test_memory_that_is_sealed_is_left_alone_and_said_once(caplog: pytest.
                 await slot.rings[0].ask(out=pages(number, 9))
         assert slot.memory.read(0, PAGE) == b"\xaa" * PAGE
         assert caplog.text.count("cannot be given back") == 1
+
+
+async def test_what_is_saved_goes_on_elsewhere() -> None:
+    before = Balloon(size=8 * PAGE)
+    before.write_config(4, struct.pack("<I", 5), 0)
+    after = Balloon()
+    after.restore(json.loads(json.dumps(before.save(Fds()))), Fds())  # As a snapshot keeps it.
+    async with Slot(after, ALL):
+        assert after.config == (8, 5, 0, 0)
+
+
+async def test_memory_that_is_private_is_left_alone() -> None:
+    """A machine that goes on from a snapshot may have its memory from the snapshot's file, which must not change."""
+    with tempfile.TemporaryFile() as file:
+        file.write(b"\xaa" * 4 * PAGE)
+        file.flush()
+        memory = GuestMemory().with_region(0, 4 * PAGE, 0, 0, file.fileno(), True)
+        with pytest.raises(PermissionError):
+            memory.discard(0, 4 * PAGE)
+        file.seek(0)
+        assert file.read() == b"\xaa" * 4 * PAGE == memory.read(0, 4 * PAGE)
 
 
 async def test_a_reset_empties_the_balloon_and_keeps_the_wish() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import struct
 
 import pytest
@@ -9,6 +10,7 @@ import pytest
 from devices.slot import Ring, Slot, until
 from viaduct.devices.console import PORTS_MAX, Console, ConsolePort, Event, receive_queue
 from viaduct.devices.console_terminal import INPUT_MAX, ConsoleTerminal
+from viaduct.vhost_user.handover import Fds
 from viaduct.virtio import ConsoleFeature, DeviceFeature
 
 SOON = 30.0
@@ -230,6 +232,22 @@ async def test_a_driver_that_begins_anew_has_opened_nothing() -> None:
         assert not slot.rings[4].arrived()
         await slot.rings[3].ask(out=message(1, Event.PORT_OPEN, 1))
         assert (await slot.rings[4].next_used())[1] == b"x"
+
+
+async def test_what_is_saved_goes_on_elsewhere() -> None:
+    before, _ = several()
+    async with Slot(before) as slot:
+        await slot.rings[3].ask(out=message(0, Event.DEVICE_READY, 1))
+        await slot.rings[3].ask(out=message(1, Event.PORT_OPEN, 1))
+        saved = json.loads(json.dumps(before.save(Fds())))  # As a snapshot keeps it.
+    after, terminals = several()
+    after.restore(saved, Fds())
+    async with Slot(after) as slot:
+        for _ in range(3):
+            slot.rings[2].add(room=64)
+        assert await answers(slot.rings[2], 3) == [(n, Event.DEVICE_ADD, 0, b"") for n in range(3)]
+        terminals[1].write("x")
+        assert await slot.rings[4].ask(room=8) == b"x"
 
 
 async def test_a_pause_loses_nothing() -> None:
