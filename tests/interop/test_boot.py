@@ -10,13 +10,14 @@ import re
 import shutil
 import struct
 import subprocess
-from collections.abc import Iterator
+import tempfile
 from pathlib import Path
 
 import pytest
 
 from viaduct._core import GuestMemory
-from viaduct.qemu.linux_kernel import downloaded_kernel
+from viaduct.qemu.linux_image import cache_directory
+from viaduct.qemu.linux_kernel import downloaded_kernel, installed_kernel
 from viaduct.vmm.boot import Platform, load
 from viaduct.vmm.memory_map import GIB, MIB, ram_regions
 
@@ -52,11 +53,16 @@ def run(*command: str | Path, cwd: Path | None = None, stdin: str = "") -> str:
 
 
 @pytest.fixture(scope="module")
-def debian_kernel(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
-    """Debian's kernel, a bzImage, from its package."""
-    scratch = tmp_path_factory.mktemp("kernel")
-    yield next((downloaded_kernel(scratch) / "boot").glob("vmlinuz-*"))
-    shutil.rmtree(scratch)
+def debian_kernel() -> Path:
+    """The distribution's kernel as it is packaged, a bzImage: the installed one, or one that is downloaded once."""
+    if (version := installed_kernel()) is not None:
+        return Path(f"/boot/vmlinuz-{version}")
+    kept = cache_directory() / "vmlinuz"
+    if not kept.exists():
+        kept.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=kept.parent, prefix="making-") as scratch:
+            next((downloaded_kernel(Path(scratch)) / "boot").glob("vmlinuz-*")).rename(kept)
+    return kept
 
 
 @pytest.fixture(params=list(PLATFORMS.values()), ids=list(PLATFORMS))
