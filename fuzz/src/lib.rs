@@ -8,12 +8,14 @@
 pub mod block;
 pub mod device;
 pub mod driver;
+pub mod e1000;
 pub mod forward;
 pub mod guest_driver;
 pub mod guest_memory;
 pub mod mac_table;
 pub mod memory;
 pub mod offload;
+pub mod pc;
 pub mod platform;
 pub mod quiet_vm;
 pub mod replay;
@@ -42,6 +44,9 @@ pub const TARGETS: &[(&str, Target)] = &[
     ("virtio_mmio", transport::mmio),
     ("virtio_pci", transport::pci),
     ("pci_config", transport::pci_config),
+    ("serial", pc::serial),
+    ("rtc", pc::rtc),
+    ("e1000", e1000::run),
 ];
 
 /// The body of a program in `fuzz_targets`.

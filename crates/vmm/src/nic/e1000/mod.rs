@@ -77,6 +77,14 @@ impl E1000 {
     /// # Errors
     /// The system's, if there is no thread or no descriptor.
     pub fn new(name: String, mac: [u8; 6], memory: GuestMemory) -> std::io::Result<E1000> {
+        let card = E1000::without_worker(name, mac, memory)?;
+        let run = card.shared.clone();
+        let worker = std::thread::Builder::new().name("e1000".to_owned()).spawn(move || run.run())?;
+        *card.worker.lock() = Some(worker);
+        Ok(card)
+    }
+
+    fn without_worker(name: String, mac: [u8; 6], memory: GuestMemory) -> std::io::Result<E1000> {
         let shared = Arc::new(Shared {
             registers: Mutex::new(Registers::new(mac)),
             path: Mutex::new(Path::new(Dma::new(memory))),
@@ -86,9 +94,22 @@ impl E1000 {
             paused: Default::default(),
             complaint: Mutex::default(),
         });
-        let run = shared.clone();
-        let worker = std::thread::Builder::new().name("e1000".to_owned()).spawn(move || run.run())?;
-        Ok(E1000 { name, shared, io_address: AtomicU32::new(0), worker: Mutex::new(Some(worker)) })
+        Ok(E1000 { name, shared, io_address: AtomicU32::new(0), worker: Mutex::default() })
+    }
+
+    /// A card that moves frames only in [`step`](E1000::step), so that the same accesses always do the same.
+    ///
+    /// # Errors
+    /// As for [`new`](E1000::new).
+    #[cfg(feature = "fuzzing")]
+    pub fn stepped(name: String, mac: [u8; 6], memory: GuestMemory) -> std::io::Result<E1000> {
+        E1000::without_worker(name, mac, memory)
+    }
+
+    /// What the thread does between two sleeps. Returns whether there may be more to do.
+    #[cfg(feature = "fuzzing")]
+    pub fn step(&self) -> bool {
+        self.shared.step()
     }
 
     /// Plugs a cable in, whose other end is `end`, in place of the one that was there.

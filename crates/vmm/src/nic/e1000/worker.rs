@@ -109,6 +109,12 @@ impl Shared {
         }
     }
 
+    /// One round, without sleeping after it.
+    #[cfg(feature = "fuzzing")]
+    pub fn step(&self) -> bool {
+        self.round().again
+    }
+
     fn sleep(&self, round: &Round) {
         let entry = |&(fd, events): &(RawFd, i16)| libc::pollfd { fd, events, revents: 0 };
         let mut fds: Vec<_> = round.fds.iter().map(entry).collect();
