@@ -30,6 +30,7 @@ import msgspec
 
 from viaduct.devices.console_end import ConsoleEnd, console_end
 from viaduct.devices.console_terminal import ConsoleTerminal
+from viaduct.vhost_user.errors import VhostUserError
 from viaduct.vmm import directory
 from viaduct.vmm import snapshot as snapshots
 from viaduct.vmm.board import Board
@@ -286,7 +287,7 @@ class Machine:
                 end = console_end(kind, self.console, self._leave)
                 await end.start()
                 self._ends.append(end)
-        except (MachineError, OSError, ValueError) as error:
+        except (MachineError, VhostUserError, OSError, ValueError) as error:
             assert self._finished is not None
             self._finished.cancel()
             text = str(error)
