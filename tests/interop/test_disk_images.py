@@ -48,6 +48,36 @@ async def test_a_disk_in_use_is_refused(tmp_path: Path, name: str) -> None:
     BlockDevice(path, format=kind).close()
 
 
+@pytest.mark.parametrize("kind", ["raw", "qcow2"])
+def test_locks_are_those_of_qemu(tmp_path: Path, kind: Literal["raw", "qcow2"]) -> None:
+    path = tmp_path / "disk"
+    if kind == "qcow2":
+        qcow2(path)
+    else:
+        fill(path, bytes(SIZE))
+    write: list[str | Path] = [require("qemu-io", "qemu-utils"), "-f", kind, "-c", "write 0 512", path]
+    device = BlockDevice(path, format=kind)
+    refused = subprocess.run(write, capture_output=True, text=True)
+    assert refused.returncode != 0
+    assert "lock" in refused.stderr
+    device.close()
+    # QEMU has it open until its input ends.
+    command = [str(word) for word in write[:3]] + [str(path)]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as qemu:
+        assert qemu.stdin is not None
+        assert qemu.stdout is not None
+        qemu.stdin.write("write 0 512\n")
+        qemu.stdin.flush()
+        while "wrote 512/512" not in qemu.stdout.readline():
+            assert qemu.poll() is None, "qemu-io ended"
+        with pytest.raises(ImageError, match="disk is in use: another process"):
+            BlockDevice(path, format=kind)
+        with pytest.raises(ImageError, match="disk is in use: another process writes to it"):
+            BlockDevice(path, format=kind, read_only=True)
+        qemu.stdin.close()
+    BlockDevice(path, format=kind).close()
+
+
 def test_a_raw_disk_is_not_taken_for_a_qcow2_image(tmp_path: Path) -> None:
     raw = tmp_path / "disk.img"
     qcow2(raw)

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import ctypes
 import os
 import random
+import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -57,6 +59,11 @@ def content_of(path: Path) -> bytes:
 def fill(path: Path, content: bytes) -> None:
     """Makes a file with this content."""
     path.write_bytes(content)
+
+
+def run_text(*words: str) -> str:
+    """What a command prints."""
+    return subprocess.run(words, capture_output=True, text=True, check=True).stdout.strip()
 
 
 def status_of(path: Path) -> os.stat_result:
@@ -273,6 +280,36 @@ async def test_configuration_and_write_through(device: BlockDevice) -> None:
         device.write_config(WRITEBACK, b"\0", 0)
         device.set_status(0)
         assert device.write_back
+
+
+def dirty_pages(path: Path) -> int | None:
+    """Pages of a file that the host has not written back; None before Linux 6.5, which cannot say (cachestat(2))."""
+    cachestat = 451
+    whole, found = (ctypes.c_uint64 * 2)(0, 0), (ctypes.c_uint64 * 5)()
+    fd = os.open(path, os.O_RDONLY)
+    try:
+        if ctypes.CDLL(None).syscall(cachestat, fd, whole, found, 0):
+            return None
+    finally:
+        os.close(fd)
+    return found[1] + found[2]  # dirty, and being written
+
+
+async def test_what_was_flushed_is_on_the_disk(device: BlockDevice, image: Path) -> None:
+    if dirty_pages(image) is None or run_text("stat", "--file-system", "--format=%T", str(image)) == "tmpfs":
+        pytest.skip("this kernel does not say what it has written back, or the file is in memory only")
+    async with Slot(device) as slot:
+        disk = Disk(slot.rings[0])
+        for sector in range(0, 1024, 8):
+            await disk.write(sector, b"f" * 8 * SECTOR)
+        assert (await disk.ask(FLUSH))[0] == OK
+        assert dirty_pages(image) == 0
+        device.write_config(WRITEBACK, b"\0", 0)
+        for sector in range(0, 256, 8):
+            await disk.write(sector, b"g" * 8 * SECTOR)
+            assert dirty_pages(image) == 0
+        assert (await disk.ask(WRITE_ZEROES, out=segment(0, 3)))[0] == OK
+        assert dirty_pages(image) == 0
 
 
 async def test_a_queue_stops_and_goes_on(device: BlockDevice) -> None:
