@@ -63,6 +63,13 @@ class Vm:
         """The same with addresses."""
     def set_memory(self, memory: GuestMemory) -> None:
         """From now on this is the guest's memory. Regions that stay are not touched; vCPUs may be running."""
+    def log_dirty_pages(self, on: bool) -> None:
+        """From now on it is noted which pages the vCPUs write, or no longer; devices have logs of their own."""
+    def take_dirty_pages(self) -> list[int]:
+        """Guest-physical addresses of the pages (4096 bytes) written since this was last called.
+
+        Those of the last moment are in it only while the machine is paused. Raises ValueError if nothing is noted.
+        """
     def set_line(self, gsi: int, level: bool) -> None:
         """Drives an input pin (0 to 23) of the interrupt controllers."""
     def signal_msi(self, address: int, data: int) -> None:

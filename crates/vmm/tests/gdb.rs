@@ -22,7 +22,7 @@ struct Debugged {
 }
 
 fn debugged(vcpus: usize) -> Debugged {
-    let guest = Guest::with(LOOP, Options { vcpus, interrupts: Interrupts::None });
+    let guest = Guest::with(LOOP, Options { vcpus, interrupts: Interrupts::None, dirty_ring: None });
     let device = Arc::new(Recorder::new("counted"));
     guest.machine.ports().insert(0x18, 1, device.clone()).unwrap();
     guest.machine.start().unwrap();

@@ -52,7 +52,7 @@ impl Started {
     /// A guest that handles `VECTOR`, ready for it, after code that prepares more.
     fn new(interrupts: Interrupts, prepare: &[u8]) -> Started {
         let code = [APIC_ON, prepare, READY_AND_WAIT].concat();
-        let guest = Guest::with(&code, Options { vcpus: 1, interrupts });
+        let guest = Guest::with(&code, Options { vcpus: 1, interrupts, dirty_ring: None });
         guest.protected();
         guest.set_handler(VECTOR, HANDLER, HANDLE);
         let device = Arc::new(Recorder::new("interrupted"));
@@ -176,7 +176,7 @@ fn the_pics_interrupt_a_guest_in_real_mode() {
         0xB0, 0x01, 0xE6, 0x18, // mov al, 1; out 0x18, al
         0xFB, 0xF4, 0xEB, 0xFD, // sti; hlt; jmp to hlt
     ];
-    let guest = Guest::with(&code, Options { vcpus: 1, interrupts: Interrupts::Engine });
+    let guest = Guest::with(&code, Options { vcpus: 1, interrupts: Interrupts::Engine, dirty_ring: None });
     write(&guest.memory, 4 * 13, &HANDLER.to_le_bytes());
     // mov al, 2; out 0x18, al; mov al, 0x20; out 0x20, al; iret
     write(&guest.memory, HANDLER.into(), &[0xB0, 0x02, 0xE6, 0x18, 0xB0, 0x20, 0xE6, 0x20, 0xCF]);
@@ -206,7 +206,7 @@ fn interrupts_that_a_machine_has_not_are_refused_by_name() {
     ] {
         assert!(error.to_string().contains("without interrupt controllers"), "{error}");
     }
-    let guest = Guest::with(&[0xF4], Options { vcpus: 1, interrupts: Interrupts::Engine });
+    let guest = Guest::with(&[0xF4], Options { vcpus: 1, interrupts: Interrupts::Engine, dirty_ring: None });
     for gsi in [24, u32::MAX] {
         let error = guest.machine.vm().set_line(gsi, true).unwrap_err();
         assert!(error.to_string().contains("0 to 23"), "{error}");

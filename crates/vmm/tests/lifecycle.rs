@@ -64,7 +64,7 @@ fn registers_of_a_running_vcpu_are_refused() {
 #[test]
 fn a_machine_may_have_64_vcpus() {
     // out 0x18, al; hlt
-    let guest = Guest::with(&[0xE6, 0x18, 0xF4], Options { vcpus: 64, interrupts: Interrupts::None });
+    let guest = Guest::with(&[0xE6, 0x18, 0xF4], Options { vcpus: 64, interrupts: Interrupts::None, dirty_ring: None });
     let device = Arc::new(Recorder::new("counted"));
     guest.machine.ports().insert(0x18, 1, device.clone()).unwrap();
     guest.machine.start().unwrap();
@@ -78,7 +78,7 @@ fn a_machine_may_have_64_vcpus() {
 
 #[test]
 fn processors_of_a_machine_with_interrupts_wait_for_their_start_message() {
-    let guest = Guest::with(COUNT, Options { vcpus: 4, interrupts: Interrupts::Engine });
+    let guest = Guest::with(COUNT, Options { vcpus: 4, interrupts: Interrupts::Engine, dirty_ring: None });
     guest.machine.start().unwrap();
     until(|| counter(&guest) > 10);
     for _ in 0..10 {
@@ -178,7 +178,7 @@ fn what_the_engine_cannot_execute_is_told_with_its_bytes() {
 #[test]
 fn a_reset_machine_begins_again() {
     for interrupts in [Interrupts::None, Interrupts::Engine, Interrupts::Split] {
-        let guest = Guest::with(COUNT, Options { vcpus: 2, interrupts });
+        let guest = Guest::with(COUNT, Options { vcpus: 2, interrupts, dirty_ring: None });
         let new = guest.machine.with_vcpu(1, |vcpu| vcpu.registers()).unwrap();
         let start = guest.machine.with_vcpu(0, |vcpu| vcpu.registers()).unwrap();
         guest.machine.start().unwrap();
@@ -200,7 +200,7 @@ fn a_reset_machine_begins_again() {
 #[test]
 fn a_saved_machine_goes_on_in_another_one() {
     for interrupts in [Interrupts::None, Interrupts::Engine, Interrupts::Split] {
-        let options = Options { vcpus: 1, interrupts };
+        let options = Options { vcpus: 1, interrupts, dirty_ring: None };
         let old = Guest::with(COUNT, options);
         old.machine.start().unwrap();
         until(|| counter(&old) > 100);
@@ -272,10 +272,11 @@ fn a_pause_waits_for_a_device_and_no_longer() {
 fn machines_that_cannot_be_are_refused() {
     let memory = GuestMemory::allocate(MEMORY).unwrap();
     for vcpus in [0, 65, usize::MAX] {
-        let error = kvm::create(&memory, Options { vcpus, interrupts: Interrupts::None }).err().unwrap();
+        let error =
+            kvm::create(&memory, Options { vcpus, interrupts: Interrupts::None, dirty_ring: None }).err().unwrap();
         assert!(error.to_string().contains("allowed are 1 to 64"), "{error}");
     }
-    let options = Options { vcpus: 1, interrupts: Interrupts::None };
+    let options = Options { vcpus: 1, interrupts: Interrupts::None, dirty_ring: None };
     let error = kvm::create(&GuestMemory::new(), options).err().unwrap();
     assert!(error.to_string().contains("needs memory"), "{error}");
     let odd = GuestMemory::allocate(MEMORY + 100).unwrap();

@@ -185,6 +185,19 @@ def test_save_restore_and_reset() -> None:
         until(lambda: counter(guest) > before)
 
 
+def test_written_pages_are_told() -> None:
+    with Flat(COUNT) as guest:
+        with pytest.raises(ValueError, match="nobody has asked"):
+            guest.vm.take_dirty_pages()
+        guest.vm.log_dirty_pages(True)
+        guest.vm.start()
+        until(lambda: counter(guest) > 10)
+        guest.vm.request_pause()
+        guest.wait("paused")
+        assert guest.vm.take_dirty_pages() == [0]
+        assert guest.vm.take_dirty_pages() == []
+
+
 def test_gdb_attaches_before_the_first_instruction() -> None:
     with Flat(COUNT) as guest:
         guest.vm.start(paused=True)

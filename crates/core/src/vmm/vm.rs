@@ -158,7 +158,8 @@ impl Vm {
             }
         };
         let inner = &memory.get().inner;
-        let parts = py.detach(|| kvm::create(inner, Options { vcpus, interrupts })).map_err(to_python)?;
+        let parts =
+            py.detach(|| kvm::create(inner, Options { vcpus, interrupts, dirty_ring: None })).map_err(to_python)?;
         let events = Arc::new(EventCallback { function: parking_lot::Mutex::new(on_event) });
         let machine = Machine::new(parts, Box::new(EventOwner(events.clone()))).map_err(to_python)?;
         Ok(Vm { machine: Arc::new(machine), gdb: parking_lot::Mutex::new(None), events })
@@ -185,6 +186,15 @@ impl Vm {
     fn set_memory(&self, py: Python<'_>, memory: &Bound<'_, GuestMemory>) -> PyResult<()> {
         let inner = &memory.get().inner;
         py.detach(|| self.machine.owned().set_memory(inner)).map_err(to_python)
+    }
+
+    fn log_dirty_pages(&self, py: Python<'_>, on: bool) -> PyResult<()> {
+        py.detach(|| self.machine.owned().log_dirty_pages(on)).map_err(to_python)
+    }
+
+    fn take_dirty_pages(&self, py: Python<'_>) -> PyResult<Vec<u64>> {
+        let regions = py.detach(|| self.machine.owned().take_dirty_pages()).map_err(to_python)?;
+        Ok(regions.iter().flat_map(|region| region.addresses()).collect())
     }
 
     fn set_line(&self, gsi: u32, level: bool) -> PyResult<()> {

@@ -57,6 +57,25 @@ pub enum Interrupts {
     None,
 }
 
+/// Pages of one region of memory.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct DirtyPages {
+    /// The guest-physical address of the region.
+    pub base: u64,
+    /// A bit for each page of 4096 bytes, the lowest first.
+    pub bitmap: Vec<u64>,
+}
+
+impl DirtyPages {
+    /// The guest-physical address of each page.
+    pub fn addresses(&self) -> impl Iterator<Item = u64> {
+        let words = (self.base..).step_by(64 * 4096).zip(&self.bitmap);
+        words.flat_map(|(first, word)| {
+            (0..64).filter(move |bit| word >> bit & 1 != 0).map(move |bit| first + bit * 4096)
+        })
+    }
+}
+
 /// What an engine gives for a machine.
 pub struct Parts {
     /// The machine without processors.
@@ -143,6 +162,19 @@ pub trait Vm: Send + Sync {
 pub trait OwnedVm: Vm {
     /// Devices that the engine brings along, for the bus of addresses: first address, bytes, device.
     fn devices(&self) -> Vec<(u64, u64, Arc<dyn BusDevice>)>;
+
+    /// From now on it is noted which pages of memory the guest writes, or no longer; devices have logs of their own.
+    ///
+    /// # Errors
+    /// [`EngineError`].
+    fn log_dirty_pages(&self, on: bool) -> Result<(), EngineError>;
+
+    /// The pages that the guest has written since it was last asked, by region. Those of the last moment are in it only if
+    /// no processor runs.
+    ///
+    /// # Errors
+    /// [`EngineError::Invalid`] if nothing is noted.
+    fn take_dirty_pages(&self) -> Result<Vec<DirtyPages>, EngineError>;
 
     /// A vCPU has ended the level-triggered interrupt of this vector ([`Exit::EndOfInterrupt`]).
     fn end_of_interrupt(&self, vector: u8);

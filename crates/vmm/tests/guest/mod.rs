@@ -43,7 +43,7 @@ pub struct Guest {
 
 impl Guest {
     pub fn new(code: &[u8]) -> Guest {
-        Guest::with(code, Options { vcpus: 1, interrupts: Interrupts::None })
+        Guest::with(code, Options { vcpus: 1, interrupts: Interrupts::None, dirty_ring: None })
     }
 
     pub fn with(code: &[u8], options: Options) -> Guest {

@@ -13,6 +13,7 @@
 mod attachments;
 mod blob;
 mod cpuid;
+mod dirty_ring;
 mod routes;
 mod run_page;
 mod slots;
@@ -23,13 +24,14 @@ mod vm_state;
 
 use std::sync::{Arc, OnceLock};
 
-use kvm_bindings::{KVM_API_VERSION, KVM_PIT_SPEAKER_DUMMY, kvm_enable_cap, kvm_pit_config};
+use kvm_bindings::{KVM_API_VERSION, KVM_CAP_DIRTY_LOG_RING, KVM_PIT_SPEAKER_DUMMY, kvm_enable_cap, kvm_pit_config};
 use kvm_ioctls::{Cap, Kvm, VmFd};
 use parking_lot::Mutex;
 use viaduct_memory::GuestMemory;
 
 use super::ioapic::{self, IoApic};
 use super::{EngineError, Interrupts, OwnedVm, Parts, Vcpu};
+use dirty_ring::DirtyRing;
 use routes::Routes;
 use slots::Slots;
 use vcpu_state::Kept;
@@ -53,6 +55,8 @@ pub struct Options {
     pub vcpus: usize,
     /// Where its interrupt controllers are.
     pub interrupts: Interrupts,
+    /// Entries of the ring in which each vCPU notes the pages it writes, a power of two; `None`: a bitmap for each region.
+    pub dirty_ring: Option<u32>,
 }
 
 /// What is needed of KVM whatever the machine is like.
@@ -98,7 +102,7 @@ fn check(kvm: &Kvm, needed: &[(Cap, &str)], what: &str) -> Result<(), EngineErro
 /// # Errors
 /// [`EngineError`]: what this host's KVM cannot do, or what the options ask too much of.
 pub fn create(memory: &GuestMemory, options: Options) -> Result<Parts, EngineError> {
-    let Options { vcpus, interrupts } = options;
+    let Options { vcpus, interrupts, dirty_ring } = options;
     let kvm = open()?;
     check(&kvm, NEEDED, "a virtual machine")?;
     let allowed = VCPUS_MAX.min(kvm.get_max_vcpus());
@@ -113,6 +117,9 @@ pub fn create(memory: &GuestMemory, options: Options) -> Result<Parts, EngineErr
         .map_err(|error| EngineError::system("KVM_SET_IDENTITY_MAP_ADDR", error))?;
     fd.set_tss_address(TSS as usize).map_err(|error| EngineError::system("KVM_SET_TSS_ADDR", error))?;
     create_interrupts(&kvm, &fd, interrupts)?;
+    if let Some(entries) = dirty_ring {
+        enable_dirty_rings(&kvm, &fd, entries)?;
+    }
     let slots = Slots::new(kvm.get_nr_memslots());
     let vm = Arc::new(KvmVm {
         fd,
@@ -122,6 +129,8 @@ pub fn create(memory: &GuestMemory, options: Options) -> Result<Parts, EngineErr
         kept: Kept::new(&kvm, interrupts != Interrupts::None)?,
         vcpus,
         ioapic: OnceLock::new(),
+        dirty_ring,
+        rings: Mutex::default(),
     });
     if interrupts == Interrupts::Split {
         let wires = Arc::new(KvmWires(Arc::downgrade(&vm)));
@@ -153,4 +162,22 @@ fn create_interrupts(kvm: &Kvm, fd: &VmFd, interrupts: Interrupts) -> Result<(),
             fd.enable_cap(&cap).map_err(|error| EngineError::system("KVM_CAP_SPLIT_IRQCHIP", error))
         }
     }
+}
+
+fn enable_dirty_rings(kvm: &Kvm, fd: &VmFd, entries: u32) -> Result<(), EngineError> {
+    let cap = u64::from(KVM_CAP_DIRTY_LOG_RING);
+    let bytes = DirtyRing::bytes(entries);
+    let max = usize::try_from(kvm.check_extension_raw(cap)).unwrap_or(0);
+    if max == 0 {
+        return Err(EngineError::Unsupported(
+            "dirty rings need KVM_CAP_DIRTY_LOG_RING, which this KVM does not have".into(),
+        ));
+    }
+    if !entries.is_power_of_two() || bytes > max {
+        let most = DirtyRing::entries(max);
+        return Err(EngineError::Invalid(format!("{entries} entries of a dirty ring: a power of two up to {most}")));
+    }
+    let mut request = kvm_enable_cap { cap: KVM_CAP_DIRTY_LOG_RING, ..Default::default() };
+    request.args[0] = bytes as u64;
+    fd.enable_cap(&request).map_err(|error| EngineError::system("KVM_CAP_DIRTY_LOG_RING", error))
 }

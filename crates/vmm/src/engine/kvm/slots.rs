@@ -4,11 +4,13 @@
 //! window of a device), and a new memory is most often the old one with one region more or less: slots of regions that
 //! stay are left alone, because changing one makes KVM forget its translations.
 
-use kvm_bindings::kvm_userspace_memory_region;
+use std::collections::BTreeMap;
+
+use kvm_bindings::{KVM_MEM_LOG_DIRTY_PAGES, kvm_userspace_memory_region};
 use kvm_ioctls::VmFd;
 use viaduct_memory::{GuestMemory, RegionCache, RegionSpec};
 
-use crate::engine::EngineError;
+use crate::engine::{DirtyPages, EngineError};
 
 const PAGE: u64 = 4096;
 
@@ -38,11 +40,13 @@ pub(super) struct Slots {
     max: usize,
     slots: Vec<Slot>,
     memory: GuestMemory,
+    /// What rings have told of pages written, by number of the slot; `None`: nothing is noted.
+    dirty: Option<BTreeMap<u32, Vec<u64>>>,
 }
 
 impl Slots {
     pub(super) fn new(max: usize) -> Slots {
-        Slots { max, slots: Vec::new(), memory: GuestMemory::new() }
+        Slots { max, slots: Vec::new(), memory: GuestMemory::new(), dirty: None }
     }
 
     /// Makes KVM's slots those of `memory`.
@@ -58,16 +62,17 @@ impl Slots {
         let (stay, go): (Vec<Slot>, Vec<Slot>) =
             self.slots.iter().partition(|slot| wanted.contains(&(slot.guest, slot.size, slot.host)));
         for slot in &go {
-            apply(fd, &Slot { size: 0, ..*slot })?;
+            apply(fd, &Slot { size: 0, ..*slot }, 0)?;
         }
         self.slots = stay;
+        let flags = self.flags();
         for (guest, size, host) in wanted {
             if self.slots.iter().any(|slot| (slot.guest, slot.size, slot.host) == (guest, size, host)) {
                 continue;
             }
             let number = (0..).find(|number| self.slots.iter().all(|slot| slot.number != *number)).unwrap_or(u32::MAX);
             let slot = Slot { number, guest, size, host };
-            if let Err(error) = apply(fd, &slot) {
+            if let Err(error) = apply(fd, &slot, flags) {
                 self.restore(fd, &go);
                 return Err(error);
             }
@@ -75,6 +80,49 @@ impl Slots {
         }
         self.memory = memory.clone();
         Ok(())
+    }
+
+    fn flags(&self) -> u32 {
+        if self.dirty.is_some() { KVM_MEM_LOG_DIRTY_PAGES } else { 0 }
+    }
+
+    /// Notes pages that are written, or no longer.
+    pub(super) fn log_dirty(&mut self, fd: &VmFd, on: bool) -> Result<(), EngineError> {
+        if self.dirty.is_some() == on {
+            return Ok(());
+        }
+        let flags = if on { KVM_MEM_LOG_DIRTY_PAGES } else { 0 };
+        self.slots.iter().try_for_each(|slot| apply(fd, slot, flags))?;
+        self.dirty = on.then(BTreeMap::new);
+        Ok(())
+    }
+
+    /// A ring has told that a page was written. What lies in no slot is of one that has gone.
+    pub(super) fn note_dirty(&mut self, slot: u32, page: u64) {
+        let Some(known) = self.slots.iter().find(|known| known.number == slot) else { return };
+        let (Some(dirty), pages) = (&mut self.dirty, known.size / PAGE) else { return };
+        if page < pages {
+            let bitmap = dirty.entry(slot).or_insert_with(|| vec![0; pages.div_ceil(64) as usize]);
+            bitmap[(page / 64) as usize] |= 1 << (page % 64);
+        }
+    }
+
+    /// The pages that were noted, by region; `rings`: rings have told them, and else KVM has bitmaps.
+    pub(super) fn take_dirty(&mut self, fd: &VmFd, rings: bool) -> Result<Vec<DirtyPages>, EngineError> {
+        let Some(dirty) = &mut self.dirty else {
+            return Err(EngineError::Invalid("nobody has asked for written pages to be noted".into()));
+        };
+        let take = |slot: &Slot| {
+            let bitmap = if rings {
+                dirty.remove(&slot.number).unwrap_or_else(|| vec![0; (slot.size / PAGE).div_ceil(64) as usize])
+            } else {
+                let number = slot.number;
+                fd.get_dirty_log(number, slot.size as usize)
+                    .map_err(|error| EngineError::system(format!("KVM_GET_DIRTY_LOG of slot {number}"), error))?
+            };
+            Ok(DirtyPages { base: slot.guest, bitmap })
+        };
+        self.slots.iter().map(take).collect()
     }
 
     /// The memory that the guest has.
@@ -110,11 +158,11 @@ impl Slots {
         let (stay, new): (Vec<Slot>, Vec<Slot>) = self.slots.iter().copied().partition(old);
         for slot in new {
             // What KVM has just taken it also gives back.
-            let _ = apply(fd, &Slot { size: 0, ..slot });
+            let _ = apply(fd, &Slot { size: 0, ..slot }, 0);
         }
         self.slots = stay;
         for slot in gone {
-            if apply(fd, slot).is_ok() {
+            if apply(fd, slot, self.flags()).is_ok() {
                 self.slots.push(*slot);
             }
         }
@@ -137,8 +185,8 @@ fn place(memory: &GuestMemory, region: &RegionSpec) -> Result<(u64, u64, u64), E
     Ok((guest_addr, size, host))
 }
 
-fn apply(fd: &VmFd, slot: &Slot) -> Result<(), EngineError> {
-    let region = slot.region(0);
+fn apply(fd: &VmFd, slot: &Slot, flags: u32) -> Result<(), EngineError> {
+    let region = slot.region(flags);
     // SAFETY: the region is one of the mappings of `Slots::memory`, or about to be, which outlives the slot.
     unsafe { fd.set_user_memory_region(region) }.map_err(|error| {
         let Slot { number, guest, size, .. } = slot;

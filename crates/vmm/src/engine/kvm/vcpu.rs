@@ -4,16 +4,17 @@ use std::ops::Range;
 use std::sync::Arc;
 
 use kvm_bindings::{
-    KVM_GUESTDBG_BLOCKIRQ, KVM_GUESTDBG_ENABLE, KVM_GUESTDBG_INJECT_BP, KVM_GUESTDBG_SINGLESTEP,
-    KVM_GUESTDBG_USE_HW_BP, KVM_GUESTDBG_USE_SW_BP, KVM_INTERNAL_ERROR_DELIVERY_EV, KVM_INTERNAL_ERROR_EMULATION,
-    KVM_INTERNAL_ERROR_SIMUL_EX, KVM_INTERNAL_ERROR_UNEXPECTED_EXIT_REASON, kvm_dtable, kvm_guest_debug, kvm_regs,
-    kvm_segment,
+    KVM_EXIT_DIRTY_RING_FULL, KVM_GUESTDBG_BLOCKIRQ, KVM_GUESTDBG_ENABLE, KVM_GUESTDBG_INJECT_BP,
+    KVM_GUESTDBG_SINGLESTEP, KVM_GUESTDBG_USE_HW_BP, KVM_GUESTDBG_USE_SW_BP, KVM_INTERNAL_ERROR_DELIVERY_EV,
+    KVM_INTERNAL_ERROR_EMULATION, KVM_INTERNAL_ERROR_SIMUL_EX, KVM_INTERNAL_ERROR_UNEXPECTED_EXIT_REASON, kvm_dtable,
+    kvm_guest_debug, kvm_regs, kvm_segment,
 };
 use kvm_ioctls::{Kvm, VcpuExit, VcpuFd};
 use serde::Deserialize;
 use serde_json::Value;
 
 use super::cpuid;
+use super::dirty_ring::DirtyRing;
 use super::run_page::{RunKick, RunPage};
 use super::vcpu_state::{self, VcpuState};
 use super::vm::KvmVm;
@@ -39,6 +40,12 @@ impl KvmVcpu {
         let fd = vm.fd.create_vcpu(index as u64).map_err(|error| system("KVM_CREATE_VCPU", error))?;
         let page = RunPage::map(&fd, vm.fd.run_size())
             .map_err(|error| EngineError::system(format!("mapping the shared page of vCPU {index}"), error))?;
+        if let Some(entries) = vm.dirty_ring {
+            let ring = DirtyRing::map(&fd, entries);
+            let ring =
+                ring.map_err(|error| EngineError::system(format!("mapping the dirty ring of vCPU {index}"), error))?;
+            vm.rings.lock().push(ring);
+        }
         let leaves = cpuid::leaves(kvm, index, count, fd.get_tsc_khz().unwrap_or(0))?;
         fd.set_cpuid2(&leaves).map_err(|error| system("KVM_SET_CPUID2", error))?;
         Ok(KvmVcpu { fd, page: Arc::new(page), index, vm, debug: Debug::default() })
@@ -92,6 +99,10 @@ impl Vcpu for KvmVcpu {
             VcpuExit::IoOut(port, data) => Exit::PortWrite { port, width: self.page.port_width(), data },
             VcpuExit::MmioRead(address, data) => Exit::Read { address, data },
             VcpuExit::MmioWrite(address, data) => Exit::Write { address, data },
+            VcpuExit::Unsupported(KVM_EXIT_DIRTY_RING_FULL) => {
+                self.vm.take_rings()?;
+                Exit::Interrupted
+            }
             VcpuExit::Intr | VcpuExit::IrqWindowOpen => Exit::Interrupted,
             VcpuExit::Hlt => Exit::Halt,
             VcpuExit::Shutdown => Exit::TripleFault,

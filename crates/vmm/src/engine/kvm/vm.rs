@@ -2,15 +2,18 @@
 
 use std::sync::{Arc, OnceLock, Weak};
 
-use kvm_bindings::kvm_msi;
+use kvm_bindings::{KVMIO, kvm_msi};
 use kvm_ioctls::VmFd;
 use parking_lot::Mutex;
 use serde::Deserialize;
 use serde_json::Value;
 use viaduct_memory::GuestMemory;
 use vmm_sys_util::eventfd::EventFd;
+use vmm_sys_util::ioctl::ioctl;
+use vmm_sys_util::ioctl_io_nr;
 
 use super::attachments::{DoorbellEvent, LineEvent, MsiEvent};
+use super::dirty_ring::DirtyRing;
 use super::routes::Routes;
 use super::slots::Slots;
 use super::vcpu_state::Kept;
@@ -18,7 +21,7 @@ use super::vm_state::{self, VmState};
 use super::{IOAPIC_PINS, Options};
 use crate::bus::BusDevice;
 use crate::engine::ioapic::{self, IoApic, Wires};
-use crate::engine::{Attachment, Doorbell, EngineError, Interrupts, Msi, MsiRoute, OwnedVm, Vm};
+use crate::engine::{Attachment, DirtyPages, Doorbell, EngineError, Interrupts, Msi, MsiRoute, OwnedVm, Vm};
 
 /// The machine's descriptor and what has been told to it. vCPUs hold it too, so that the guest's memory outlives them.
 pub(super) struct KvmVm {
@@ -30,7 +33,12 @@ pub(super) struct KvmVm {
     pub(super) vcpus: usize,
     /// The IOAPIC, if it is in this process.
     pub(super) ioapic: OnceLock<Arc<IoApic>>,
+    /// Entries of each vCPU's dirty ring, and the rings.
+    pub(super) dirty_ring: Option<u32>,
+    pub(super) rings: Mutex<Vec<DirtyRing>>,
 }
+
+ioctl_io_nr!(KVM_RESET_DIRTY_RINGS, KVMIO, 0xC7);
 
 impl KvmVm {
     /// Changes the routing table and gives it to KVM.
@@ -53,6 +61,18 @@ impl KvmVm {
         routes.apply(&self.fd).inspect_err(|_| {
             routes.set(gsi, before);
         })
+    }
+
+    /// Takes what the vCPUs' rings tell of pages that were written.
+    pub(super) fn take_rings(&self) -> Result<(), EngineError> {
+        let mut rings = self.rings.lock();
+        let mut slots = self.slots.lock();
+        rings.iter_mut().for_each(|ring| ring.take(|slot, page| slots.note_dirty(slot, page)));
+        // SAFETY: the machine's own descriptor, and no argument.
+        if unsafe { ioctl(&self.fd, KVM_RESET_DIRTY_RINGS()) } < 0 {
+            return Err(EngineError::system("KVM_RESET_DIRTY_RINGS", std::io::Error::last_os_error()));
+        }
+        Ok(())
     }
 
     fn check_interrupts(&self, what: &str) -> Result<(), EngineError> {
@@ -141,6 +161,17 @@ impl OwnedVm for Arc<KvmVm> {
         ioapic.into_iter().map(|device| (ioapic::ADDRESS, ioapic::SIZE, device as Arc<dyn BusDevice>)).collect()
     }
 
+    fn log_dirty_pages(&self, on: bool) -> Result<(), EngineError> {
+        self.slots.lock().log_dirty(&self.fd, on)
+    }
+
+    fn take_dirty_pages(&self) -> Result<Vec<DirtyPages>, EngineError> {
+        if self.dirty_ring.is_some() {
+            self.take_rings()?;
+        }
+        self.slots.lock().take_dirty(&self.fd, self.dirty_ring.is_some())
+    }
+
     fn end_of_interrupt(&self, vector: u8) {
         if let Some(ioapic) = self.ioapic.get() {
             ioapic.end_of_interrupt(vector);
@@ -165,7 +196,10 @@ impl OwnedVm for Arc<KvmVm> {
     fn power_on_state(&self) -> Result<(Value, Vec<Value>), EngineError> {
         // A new machine is the best description of one. It needs no memory of its own to be looked at.
         let memory = self.slots.lock().memory();
-        let new = super::create(&memory, Options { vcpus: self.vcpus, interrupts: self.interrupts })?;
+        let new = super::create(
+            &memory,
+            Options { vcpus: self.vcpus, interrupts: self.interrupts, dirty_ring: self.dirty_ring },
+        )?;
         let vcpus = new.vcpus.iter().map(|vcpu| vcpu.save()).collect::<Result<_, _>>()?;
         Ok((new.vm.save()?, vcpus))
     }
