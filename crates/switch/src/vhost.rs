@@ -25,6 +25,13 @@ struct Vring {
 }
 
 impl Vring {
+    /// Takes over where somebody else may have been killed.
+    fn begin(&mut self) {
+        if self.queue.close_gap() {
+            self.notify();
+        }
+    }
+
     /// Makes used buffers visible and notifies the driver if it wants that. Returns whether it was notified.
     #[inline(always)]
     fn publish(&mut self) -> bool {
@@ -60,4 +67,62 @@ fn wrong_direction(chain: &Chain, queue: &str, found: &str) -> String {
          only read and a receive buffer only written, and has room for the header (virtio 1.2, 5.1.6.2 and 5.1.6.3)",
         chain.id, chain.readable, chain.writable, chain.writable_len
     )
+}
+
+#[cfg(test)]
+mod tests {
+    use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
+
+    use viaduct_memory::{Call, GuestMemory};
+    use viaduct_ring::{Batch, DeviceQueue, DriverQueue, Layout, PACKED_START, QueueConfig};
+
+    use super::{VhostInput, VhostOutput, VhostQueue};
+
+    #[test]
+    fn a_driver_hears_of_buffers_that_a_killed_switch_did_not_show() {
+        for receive in [false, true] {
+            let memory = GuestMemory::allocate(1 << 20).expect("memory");
+            let config = QueueConfig {
+                layout: Layout::Packed,
+                size: 16,
+                descriptor_addr: 0,
+                driver_addr: 0x1000,
+                device_addr: 0x2000,
+                base: PACKED_START,
+                event_idx: false,
+                indirect: false,
+                in_order: false,
+            };
+            let mut driver = DriverQueue::new(memory.clone(), &config).expect("a legal queue");
+            for token in 0..3 {
+                let (out, input) = ([(0x10000, 100)], [(0x10000, 2048)]);
+                let (out, input) = if receive { (&[][..], &input[..]) } else { (&out[..], &[][..]) };
+                assert!(driver.add(out, input, token).expect("a legal buffer"));
+            }
+            driver.publish();
+            // All that there is: nothing comes behind it for which it would be notified.
+            let mut killed = DeviceQueue::new(memory.clone(), &config).expect("a legal queue");
+            let mut batch = Batch::default();
+            assert_eq!(killed.peek(&mut batch, 8), Ok(3));
+            killed.consume(&batch.chains);
+            killed.complete_all(&batch.chains);
+            // SAFETY: a fresh descriptor, taken over at once.
+            let event = unsafe { OwnedFd::from_raw_fd(libc::eventfd(0, libc::EFD_CLOEXEC | libc::EFD_NONBLOCK)) };
+            let start = VhostQueue {
+                queue: DeviceQueue::new(memory.clone(), &config).expect("a legal queue"),
+                kick: None,
+                call: Some(Call::new(event.try_clone().expect("a descriptor")).expect("an eventfd")),
+                enabled: true,
+                header_len: 12,
+                mergeable: true,
+            };
+            let (_input, _output) =
+                if receive { (None, Some(VhostOutput::new(start))) } else { (Some(VhostInput::new(start)), None) };
+            let mut ready = libc::pollfd { fd: event.as_raw_fd(), events: libc::POLLIN, revents: 0 };
+            // SAFETY: polls a local.
+            assert_eq!(unsafe { libc::poll(&raw mut ready, 1, 60_000) }, 1, "the driver is notified");
+            let taken: Vec<_> = std::iter::from_fn(|| driver.take().expect("a legal ring")).collect();
+            assert_eq!(taken, [(0, 0), (1, 0), (2, 0)]);
+        }
+    }
 }

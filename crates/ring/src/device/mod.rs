@@ -333,12 +333,18 @@ impl DeviceQueue {
     /// The same for somebody who goes on there. Buffers that an earlier device left unused behind that place go back to the
     /// driver first, because the base does not tell of them.
     pub fn leave(&mut self) -> u32 {
-        let may_touch = self.may_touch();
-        if let Ring::Packed(ring) = &mut self.ring
-            && may_touch
-        {
-            ring.close_gap();
-        }
+        self.close_gap();
         self.base()
+    }
+
+    /// Gives back at once what an earlier device left unused when it was killed in the middle of a batch; else the first
+    /// [`peek`](DeviceQueue::peek) does that. Returns whether there was something, and the driver is to be notified: it may
+    /// have given all its buffers, and have nothing to do until it gets some back.
+    pub fn close_gap(&mut self) -> bool {
+        let may_touch = self.may_touch();
+        match &mut self.ring {
+            Ring::Packed(ring) if may_touch => ring.close_gap(),
+            _ => false,
+        }
     }
 }

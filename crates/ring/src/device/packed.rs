@@ -134,11 +134,11 @@ impl Packed {
 
     /// Gives back the buffers in a gap, and with them those behind, all of them empty: the killed device had not shown them,
     /// and what was to be in them may come again. Their lengths as the driver made them available are overwritten, so they
-    /// cannot be used.
+    /// cannot be used. Returns whether there was a gap.
     #[cold]
-    pub fn close_gap(&mut self) {
+    pub fn close_gap(&mut self) -> bool {
         let gap = std::mem::take(&mut self.gap);
-        let Some(&(first, _, slots)) = gap.first() else { return };
+        let Some(&(first, _, slots)) = gap.first() else { return false };
         let (mut behind, mut changed) = (first, u32::from(slots));
         behind.advance(slots, self.size);
         while behind != self.next {
@@ -158,6 +158,7 @@ impl Packed {
         if let Some(log) = &self.log {
             log.descriptors(first, changed);
         }
+        true
     }
 
     /// Records chains in flight from now on, and takes up what an earlier process left: returns how many chains.

@@ -20,6 +20,7 @@ impl VhostInput {
         let mut ring = Vring { queue, call, header_len, enabled };
         ring.queue.set_read_only();
         ring.queue.disable_notifications();
+        ring.begin();
         VhostInput { ring, kick }
     }
 

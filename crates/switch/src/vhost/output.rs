@@ -44,6 +44,7 @@ impl VhostOutput {
         let mut ring = Vring { queue, call, header_len, enabled };
         // We look for buffers when there is a frame to deliver, so nobody needs to tell us about new ones.
         ring.queue.disable_notifications();
+        ring.begin();
         let ready = Batch::with_capacity(LOOK_AHEAD);
         let short_way = false;
         let mut output =
