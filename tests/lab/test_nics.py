@@ -1,0 +1,54 @@
+"""Two machines exchange a TCP stream with every byte checked: by a vhost-user card, and by the kernel's vhost-net."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from interop.peer_process import wait_until
+
+from lab.guest import Guest, viaduct_guest
+from lab.network import Network
+
+pytestmark = pytest.mark.lab
+
+PATHS = {"vhost-user": "vhost-user:{near}", "tap, vhost-net": "tap:tap0,path=vhost"}
+"""`--nic` of the machine under test."""
+MEBIBYTES = 4
+PORT = 5001
+
+
+@pytest.fixture(scope="module")
+def network(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Network]:
+    """A switch with a port for each of two machines, and interfaces beside it."""
+    with Network(tmp_path_factory.mktemp("network"), ["near", "far"], ["tap0"]) as network:
+        yield network
+
+
+@pytest.fixture(scope="module")
+def far(network: Network, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Guest]:
+    """The machine at the other end, always the same."""
+    nic = f"vhost-user:{network.socket('far')}"
+    with viaduct_guest("far", tmp_path_factory.mktemp("far"), "--nic", nic) as guest:
+        configure(guest, "10.0.0.2")
+        yield guest
+
+
+def configure(guest: Guest, address: str) -> None:
+    """Give the guest's only card an address, and serve transfers there."""
+    guest.run(f"ip link set eth0 up && ip addr add {address}/24 dev eth0")
+    guest.run(f"transfer serve {PORT} >/tmp/serve.log 2>&1 &")
+    wait_until(lambda: f":{PORT:04X} " in guest.run("cat /proc/net/tcp6"), f"{guest.name} listens")
+
+
+@pytest.mark.parametrize("path", PATHS)
+def test_checked_stream_both_ways(path: str, network: Network, far: Guest, tmp_path: Path) -> None:
+    """With the card's stock driver; the stream's receiver knows what each byte has to be."""
+    nic = PATHS[path].format(near=network.socket("near"))
+    with viaduct_guest("near", tmp_path, "--nic", nic) as near:
+        assert near.run("basename $(readlink /sys/class/net/eth0/device/driver)").strip() == "virtio_net"
+        configure(near, "10.0.0.1")
+        wait_until(lambda: near.ask("ping -c 1 -W 1 10.0.0.2")[0] == 0, "a ping is answered")
+        near.run(f"transfer send 10.0.0.2 {PORT} {MEBIBYTES} 2")
+        far.run(f"transfer send 10.0.0.1 {PORT} {MEBIBYTES} 2")
