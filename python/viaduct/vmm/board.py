@@ -216,8 +216,8 @@ class Board:
         """Keeps the machine in an empty directory. Its queues run again afterwards. Raises `MachineError`."""
         if self.config.shares:
             raise MachineError(
-                f"{name} has a directory of the host ({self.config.shares[0].directory}): virtiofsd cannot say which of "
-                "its files are open, so such a machine cannot be kept; run it without --share"
+                f"{name} has a directory of the host ({self.config.shares[0].directory}): virtiofsd cannot say which "
+                "of its files are open, so such a machine cannot be kept; run it without --share"
             )
         stopped: list[tuple[VirtioSlot, dict[int, int]]] = []
         for card in self.cards:
