@@ -17,7 +17,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from devices.slot import Slot
+from devices.slot import RING, Slot
 from viaduct.devices.balloon import Balloon
 from viaduct.devices.console import Console, ConsolePort
 from viaduct.devices.console_terminal import ConsoleTerminal
@@ -88,6 +88,12 @@ steps = st.lists(
 )
 
 
+def gives_away_rings(slot: Slot, data: bytes) -> bool:
+    """Whether page numbers are among those of the pages in which the rings lie."""
+    pages = {number for (number,) in struct.iter_unpack("<I", data[: len(data) // 4 * 4])}
+    return any(ring.start <= page * 4096 < ring.start + RING for ring in slot.rings for page in pages)
+
+
 async def run(device: Device, features: int, script: list[tuple[str, int, object, object]]) -> None:
     async with Slot(device, features, queue_size=16, spare=SPARE) as slot:
         for what, number, first, second in script:
@@ -96,6 +102,8 @@ async def run(device: Device, features: int, script: list[tuple[str, int, object
                 case "chain":
                     assert isinstance(first, bytes)
                     assert isinstance(second, list)
+                    if isinstance(device, Balloon) and gives_away_rings(slot, first):
+                        continue  # Its rings would be zeroes: the driver's own doing, and no matter of the device.
                     if (first or second) and ring.core.free >= 1 + len(second):
                         ring.add(out=first, room=second)
                 case "anywhere":
