@@ -59,7 +59,7 @@ def run(
     transport: Annotated[str | None, typer.Option(metavar="pci|mmio", help="Where virtio devices are found.")] = None,
     engine: Annotated[str | None, typer.Option(metavar="auto|kvm", help="What executes the guest.")] = None,
     on_reset: Annotated[str | None, typer.Option(metavar="restart|stop", help="What a guest's reset does.")] = None,
-    gdb: Annotated[int | None, typer.Option(metavar="PORT", help="Let gdb attach at 127.0.0.1:PORT.")] = None,
+    gdb: Annotated[int | None, typer.Option(metavar="PORT", help="Wait for gdb at 127.0.0.1:PORT, then begin.")] = None,
     config: Annotated[str | None, typer.Option("--config", metavar="FILE.toml", help="All of it, from a file.")] = None,
     trace: Annotated[
         str | None, typer.Option(metavar="exits", help="Show where the guest's time goes, as it runs and at its end.")

@@ -185,8 +185,7 @@ class Board:
 
     async def start(self, *, paused: bool) -> None:
         """Lets the vCPUs run, or stand ready to."""
-        if not paused:
-            self.vm.start()
+        self.vm.start(paused=paused)
 
     def serve_gdb(self, port: int) -> int:
         """Lets gdb attach on a port of the loopback interface, 0 for any; returns it. Raises `MachineError`."""

@@ -299,7 +299,7 @@ class Machine:
         restore, self._restore = self._restore, None
         self._board = await Board.build(self.config, self.name, self.console, self._from_board, restore)
         self._started = time.time()
-        await self._board.start(paused=paused)
+        await self._board.start(paused=paused or self.config.gdb is not None)
         if self.config.gdb is not None and not paused:
             self.gdb_port = self._board.serve_gdb(self.config.gdb)
             self._record("gdb", f"attach with: gdb -ex 'target remote 127.0.0.1:{self.gdb_port}'")
