@@ -50,7 +50,6 @@ from viaduct.vmm.memory_map import (
     PCI_WINDOW_32_SIZE,
     PCI_WINDOW_64_SIZE,
     PVPANIC_PORT,
-    RTC_GSI,
     RTC_PORT,
     SERIAL_GSI,
     SERIAL_PORT,
@@ -80,7 +79,8 @@ def dsdt(platform: Platform, ram_size: int) -> bytes:
         resource = resources(ports(SERIAL_PORT, 8), edge_interrupt(SERIAL_GSI))
         devices.append(_device("COM1", eisa_id("PNP0501"), 1, name("_CRS", resource)))
     if platform.rtc:
-        resource = resources(ports(RTC_PORT, 2), edge_interrupt(RTC_GSI))
+        # No interrupt: the clock has no alarms, and Linux does not promise any then.
+        resource = resources(ports(RTC_PORT, 2))
         devices.append(_device("RTC", eisa_id("PNP0B00"), 0, name("_CRS", resource)))
     if platform.i8042:
         resource = resources(ports(I8042_DATA, 1), ports(I8042_COMMAND, 1), edge_interrupt(I8042_GSI))
