@@ -208,6 +208,10 @@ class Board:
         """Ends the guest and lets go of everything. May be called twice."""
         await asyncio.to_thread(self.vm.stop)
         await self._stack.aclose()
+        # Devices in Rust keep the callbacks that lead back here, where no garbage collector looks.
+        self.__dict__.pop("pc", None)
+        self.slots.clear()
+        self.cards.clear()
 
     # Snapshots. The vCPUs stand still.
 

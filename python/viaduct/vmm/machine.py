@@ -42,6 +42,9 @@ from viaduct.vmm.snapshot import Snapshot
 
 log = logging.getLogger("viaduct.vmm")
 
+_AT_ONCE = 2.0
+"""Seconds from switching on in which a triple fault is the end."""
+
 State = Literal["created", "starting", "running", "paused", "stopped"]
 
 
@@ -311,12 +314,20 @@ class Machine:
 
     def _from_board(self, kind: str, text: str, code: int = 0) -> None:
         """What the board reports, on the loop: a thing to know, or the end."""
+        if kind == "triple-fault":
+            # A processor that finds no way to tell of a fault resets its machine; some kernels reboot by that. One that
+            # does it at once, again and again, does not mean to.
+            if time.time() - self._started < _AT_ONCE:
+                self.finish(kind, 1, text)
+                return
+            self._record(kind, text)
+            kind = "reset"
         if kind == "reset":
             if self.config.on_reset == "stop":
                 self.finish("reset", 0, text)
             elif self._resetting is None or self._resetting.done():
                 self._resetting = asyncio.create_task(self._reset_by_guest())
-        elif kind in ("shutdown", "exit", "failed", "triple-fault"):
+        elif kind in ("shutdown", "exit", "failed"):
             self.finish(kind, code, text)
         else:
             self._record(kind, text)

@@ -7,6 +7,7 @@ power off, that somebody knows of its panic - comes here on a vCPU's thread, and
 from __future__ import annotations
 
 import asyncio
+import functools
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
@@ -31,20 +32,21 @@ class Pc:
     """All of them in `vm`. `report` is told, from any thread, of an event: kind, text and exit code."""
 
     def __init__(self, vm: Vm, memory: int, report: Callable[[str, str, int], None]) -> None:
-        self._report = report
+        # No method of this object: devices in Rust keep what they call, and no garbage collector looks there.
+        request = functools.partial(_request, report)
         self.serial = Serial(vm, at.SERIAL_GSI)
         self.rtc = Rtc()
         self.rtc.set_memory(*_below_and_above(memory))
-        self.i8042 = I8042(self._request)
-        self.reset_control = ResetControl(self._request)
+        self.i8042 = I8042(request)
+        self.reset_control = ResetControl(request)
         """Lies inside the PCI configuration ports, if there are any."""
-        self.sleep_control = SleepControl(self._request)
+        self.sleep_control = SleepControl(request)
         vm.add_pio(at.SERIAL_PORT, 8, self.serial)
         vm.add_pio(at.RTC_PORT, 2, self.rtc)
         vm.add_pio(at.I8042_DATA, 5, self.i8042)
         vm.add_pio(at.SLEEP_CONTROL_PORT, 2, self.sleep_control)
-        vm.add_pio(at.PVPANIC_PORT, 1, Pvpanic(self._request))
-        vm.add_pio(at.DEBUG_EXIT_PORT, 4, DebugExit(self._request))
+        vm.add_pio(at.PVPANIC_PORT, 1, Pvpanic(request))
+        vm.add_pio(at.DEBUG_EXIT_PORT, 4, DebugExit(request))
 
     @property
     def stateful(self) -> dict[str, Serial | Rtc | I8042 | ResetControl | SleepControl]:
@@ -57,10 +59,11 @@ class Pc:
             "sleep-control": self.sleep_control,
         }
 
-    def _request(self, device: str, request: str, value: int) -> None:
-        kind, text = _MEANINGS[request]
-        # What the kernel says last, it says on the serial port before it asks for this.
-        self._report(kind, f"{text} ({device})" if request != "exit" else f"{text}: {value}", value & 0xFF)
+
+def _request(report: Callable[[str, str, int], None], device: str, request: str, value: int) -> None:
+    """What a guest wants, on a vCPU's thread."""
+    kind, text = _MEANINGS[request]
+    report(kind, f"{text} ({device})" if request != "exit" else f"{text}: {value}", value & 0xFF)
 
 
 class SerialConsole:

@@ -106,7 +106,8 @@ class VirtioSlot:
             await self.back_end.activate(self._features, vrings)
 
     async def close(self) -> None:
-        """Lets go of the back-end."""
+        """Lets go of the back-end and of the transport."""
+        self.transport = None
         await self.back_end.close()
 
     async def _activate(self, features: int, vrings: tuple[Vring, ...]) -> None:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import os
+import weakref
 from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
@@ -107,6 +109,23 @@ async def test_a_reset_begins_anew(tmp_path: Path, machines: list[Machine]) -> N
     for _ in range(3):
         await machine.console.expect("x", PATIENCE)
     assert any(event.kind == "reset" for event in machine.events)
+
+
+async def test_a_reset_leaves_nothing_behind(tmp_path: Path, machines: list[Machine]) -> None:
+    disk = tmp_path / "disk.img"
+    disk.write_bytes(bytes(1 << 20))
+    machine = flat(tmp_path, COUNT, disks=[str(disk)], balloon=True)
+    machines.append(machine)
+    await machine.start()
+    before = weakref.ref(machine._board)
+    descriptors = 0
+    for round_ in range(5):
+        await machine.reset()
+        if round_ == 0:
+            descriptors = len(os.listdir("/proc/self/fd"))
+    gc.collect()
+    assert before() is None
+    assert len(os.listdir("/proc/self/fd")) <= descriptors + 2
 
 
 async def test_a_panic_is_told_and_the_guest_goes_on(tmp_path: Path, machines: list[Machine]) -> None:
@@ -258,3 +277,19 @@ async def test_snapshots_that_cannot_be_restored(tmp_path: Path, machines: list[
     with pytest.raises(MachineError, match="the snapshot is damaged"):
         await short.start()
     await short.close()
+
+
+async def test_gdb_is_waited_for(tmp_path: Path, machines: list[Machine]) -> None:
+    """The guest begins when the debugger says so, and goes on when it leaves (gdb, "Remote Serial Protocol")."""
+    machine = flat(tmp_path, COUNT, gdb=0)
+    machines.append(machine)
+    await machine.start()
+    await asyncio.sleep(0.2)
+    assert machine.console.end == 0
+    reader, writer = await asyncio.open_connection("127.0.0.1", machine.gdb_port)
+    writer.write(b"$?#3f")
+    async with asyncio.timeout(PATIENCE):
+        assert b"$" in await reader.readuntil(b"#")
+    writer.write(b"+$D#44")
+    await machine.console.expect("0123456789", PATIENCE)
+    writer.close()
