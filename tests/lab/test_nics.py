@@ -1,4 +1,4 @@
-"""Two machines exchange a TCP stream with every byte checked: by a vhost-user card, and by the kernel's vhost-net."""
+"""Two machines exchange a TCP stream with every byte checked, over the switch, by each way that a card may go."""
 
 from __future__ import annotations
 
@@ -13,8 +13,15 @@ from lab.network import Network
 
 pytestmark = pytest.mark.lab
 
-PATHS = {"vhost-user": "vhost-user:{near}", "tap, vhost-net": "tap:tap0,path=vhost"}
-"""`--nic` of the machine under test."""
+PATHS = {
+    "vhost-user": ("vhost-user:{near}", "virtio_net"),
+    "switch": ("switch:made-for-it", "virtio_net"),
+    "tap": ("tap:tap0", "virtio_net"),
+    "tap, vhost-net": ("tap:tap1,path=vhost", "virtio_net"),
+    "emulated": ("vhost-user:{near},path=emulated", "e1000"),
+    "tap, emulated": ("tap:tap2,path=emulated", "e1000"),
+}
+"""`--nic` of the machine under test, and the driver its card gets."""
 MEBIBYTES = 4
 PORT = 5001
 
@@ -22,7 +29,7 @@ PORT = 5001
 @pytest.fixture(scope="module")
 def network(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Network]:
     """A switch with a port for each of two machines, and interfaces beside it."""
-    with Network(tmp_path_factory.mktemp("network"), ["near", "far"], ["tap0"]) as network:
+    with Network(tmp_path_factory.mktemp("network"), ["near", "far"], ["tap0", "tap1", "tap2"]) as network:
         yield network
 
 
@@ -45,9 +52,10 @@ def configure(guest: Guest, address: str) -> None:
 @pytest.mark.parametrize("path", PATHS)
 def test_checked_stream_both_ways(path: str, network: Network, far: Guest, tmp_path: Path) -> None:
     """With the card's stock driver; the stream's receiver knows what each byte has to be."""
-    nic = PATHS[path].format(near=network.socket("near"))
-    with viaduct_guest("near", tmp_path, "--nic", nic) as near:
-        assert near.run("basename $(readlink /sys/class/net/eth0/device/driver)").strip() == "virtio_net"
+    nic, driver = PATHS[path]
+    with viaduct_guest("near", tmp_path, "--nic", nic.format(near=network.socket("near"))) as near:
+        bound = near.run("basename $(readlink /sys/class/net/eth0/device/driver)").strip()
+        assert bound == driver
         configure(near, "10.0.0.1")
         wait_until(lambda: near.ask("ping -c 1 -W 1 10.0.0.2")[0] == 0, "a ping is answered")
         near.run(f"transfer send 10.0.0.2 {PORT} {MEBIBYTES} 2")
