@@ -4,7 +4,7 @@
 other vCPUs wait for the kernel to start them. Needs memory, no engine. The modules, in the order they are used:
 
 - `loader` opens the files (`image`), finds out what the kernel is and which protocol starts it;
-- `acpi` (with `dsdt` in `aml`) and `mp_tables` describe the machine (`platform`);
+- `acpi` (with `dsdt` in `aml`) and `mp_tables` describe the machine (`platform`), `reset_vector` restarts it;
 - `bzimage`, `linux_elf`, `pvh`, `multiboot` and `flat` are the protocols, `elf`, `payload`, `zero_page` and `e820`
   their parts;
 - `placement` knows what is where, `low_memory` where the loader puts its own;

@@ -22,6 +22,7 @@ from viaduct.vmm.boot.placement import Placement
 from viaduct.vmm.boot.platform import Platform
 from viaduct.vmm.boot.pvh import load_pvh, pvh_entry
 from viaduct.vmm.boot.request import BootRequest
+from viaduct.vmm.boot.reset_vector import RESET_CODE
 from viaduct.vmm.memory_map import EXTENDED_START, MIB, VIRTIO_MMIO_SIZE, virtio_mmio_slot
 
 LOADERS: dict[str, Callable[[BootRequest], CpuState]] = {
@@ -146,8 +147,9 @@ def _with_devices(command_line: str, platform: Platform) -> str:
 
 
 def _place_tables(ram: Placement, platform: Platform) -> int:
-    """Put MP and ACPI tables into RAM. Returns the address of the RSDP; 0 if there are no ACPI tables."""
+    """Put tables and the reset vector into RAM. Returns the address of the RSDP; 0 if there are no ACPI tables."""
     ram.place(low_memory.MP_TABLES, mp_tables(platform, low_memory.MP_TABLES), "the MP tables")
+    ram.place(low_memory.RESET_VECTOR, RESET_CODE, "the reset vector")
     if not platform.acpi:
         return 0
     ram.place(low_memory.ACPI_TABLES, acpi_tables(platform, low_memory.ACPI_TABLES, ram.size), "the ACPI tables")

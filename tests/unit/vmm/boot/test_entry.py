@@ -9,7 +9,8 @@ import pytest
 
 from viaduct._core import Vm
 from viaduct.vmm.boot import load
-from vmm.flat import Registers, until
+from viaduct.vmm.memory_map import RESET_PORT
+from vmm.flat import CODE_16, SEGMENT_16, Registers, until
 
 from .kernel_files import BzImage, Elf, ElfSegment, guest_memory, multiboot, pvh_note
 
@@ -98,3 +99,23 @@ def test_a_boot_sector_says_hello(tmp_path: Path, boot: str) -> None:
         )
     )
     assert b"".join(told(tmp_path, code + b"Hello\0", boot=boot)) == b"Hello"
+
+
+def test_the_reset_vector_resets(tmp_path: Path) -> None:
+    """Who jumps to F000:FFF0 in real mode, as to a BIOS, finds the way to the reset control."""
+    path = tmp_path / "kernel"
+    path.write_bytes(multiboot(0x1_0000, (0x10_0000, 0x10_0000, 0, 0, 0x10_0020)).ljust(0x20, b"\0") + HLT)
+    memory, device, ends = guest_memory(), Registers(), list[str]()
+    load(memory, path)
+    vm = Vm("kvm", memory, 1, interrupts="none", on_event=lambda kind, detail: ends.append(kind))
+    try:
+        segments: dict[str, object] = {name: SEGMENT_16 for name in ("ds", "es", "ss", "fs", "gs")}
+        cs = (0xF000, 0xF_0000, *CODE_16[2:])
+        vm.set_registers(0, segments | {"cs": cs, "rip": 0xFFF0, "rsp": 0x1000, "rflags": 2})
+        vm.add_pio(RESET_PORT, 1, device)
+        vm.start()
+        until(lambda: bool(ends))
+        assert ends == ["halted"]
+        assert device.writes == [(0, b"\x06")]
+    finally:
+        vm.close()
