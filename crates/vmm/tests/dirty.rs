@@ -45,36 +45,6 @@ fn exactly_the_written_pages_are_told() {
 }
 
 #[test]
-fn a_full_ring_loses_no_page() {
-    let code = [
-        0xF4, // hlt
-        0xB8, 0x00, 0x00, 0x10, 0x00, // mov eax, 0x100000
-        0x88, 0x00, // mov [eax], al
-        0x05, 0x00, 0x10, 0x00, 0x00, // add eax, 0x1000
-        0x3D, 0x00, 0x00, 0x30, 0x00, // cmp eax, 0x300000
-        0x75, 0xF2, // jne to mov [eax], al
-        0xF4, // hlt
-    ];
-    // 512 pages, twice as many as the ring has entries.
-    let guest = Guest::with(&code, Options { vcpus: 1, interrupts: Interrupts::None, dirty_ring: Some(256) });
-    let more = RegionSpec { guest_addr: 1 << 20, size: 2 << 20, user_addr: 1 << 20, mmap_offset: 0 };
-    let memory = guest.memory.with_region(more, viaduct_memory::memfd(2 << 20).unwrap()).unwrap();
-    guest.machine.owned().set_memory(&memory).unwrap();
-    guest.protected();
-    guest.machine.start().unwrap();
-    guest.wait(|event| *event == Event::Halted);
-    guest.machine.owned().log_dirty_pages(true).unwrap();
-    guest.machine.resume().unwrap();
-    guest.wait(|event| *event == Event::Halted);
-    let regions = guest.machine.owned().take_dirty_pages().unwrap();
-    let pages: Vec<_> = regions.iter().flat_map(|region| region.addresses()).collect();
-    let all: Vec<_> = (0x10_0000..0x30_0000).step_by(4096).collect();
-    assert_eq!(pages, all);
-    let counts = guest.machine.exits(0).unwrap().counts();
-    assert!(counts.iter().any(|count| count.reason == Reason::Interrupted), "the ring was full: {counts:?}");
-}
-
-#[test]
 fn rings_that_cannot_be_are_refused() {
     let memory = viaduct_memory::GuestMemory::allocate(guest::MEMORY).unwrap();
     for entries in [0, 1000, 1 << 31] {

@@ -180,7 +180,7 @@ def _say(machine: Machine, event: MachineEvent, json: bool) -> None:
 
     if json:
         print_json({"machine": machine.name, "event": event})
-    elif event.kind in ("driver-error", "device-failed", "panic", "device-exception", "failed", "triple-fault"):
+    elif event.kind in ("driver-error", "device-failed", "panic", "device-error", "failed", "triple-fault"):
         # The terminal is in raw mode: a line feed alone would not return to its beginning.
         print(f"\r\nviaduct: {machine.name}: {event.kind}: {event.text}\r", file=sys.stderr)
 

@@ -225,6 +225,7 @@ class Connection:
             except TimeoutError:
                 raise self.error(f"{name}: no answer in {REPLY_TIMEOUT:.0f} s ({request.section})") from None
             except OSError as error:
+                self._lose(error.strerror or str(error))  # The reader may not know it yet.
                 raise self.error(f"{name}: connection lost: {error.strerror or error}") from error
             finally:
                 self._answer = None

@@ -54,6 +54,8 @@ class Board:
         self.devices: list[str] = []
         """What is where, for people."""
         self._loop = asyncio.get_running_loop()
+        self._told: set[str] = set()
+        """Kinds of events that are on their way to the loop: a guest may cause them faster than they are read."""
         self._stack = AsyncExitStack()
         self._stack.callback(self.ram.close)
         try:
@@ -62,10 +64,15 @@ class Board:
             self.ram.close()
             raise MachineError(str(error)) from error
         self._stack.callback(self.vm.close)
-        self.pc = Pc(self.vm, config.memory, self.call)
-        self.pci = self._make_pci() if config.transport == "pci" else None
-        if self.pci is None:
-            self.vm.add_pio(at.RESET_PORT, 1, self.pc.reset_control)
+        try:
+            self.pc = Pc(self.vm, config.memory, self.call)
+            self.pci = self._make_pci() if config.transport == "pci" else None
+            if self.pci is None:
+                self.vm.add_pio(at.RESET_PORT, 1, self.pc.reset_control)
+        except (OSError, ValueError, RuntimeError) as error:
+            self.vm.close()
+            self.ram.close()
+            raise MachineError(str(error)) from error
 
     @classmethod
     async def build(
@@ -185,7 +192,10 @@ class Board:
 
     async def start(self, *, paused: bool) -> None:
         """Lets the vCPUs run, or stand ready to."""
-        self.vm.start(paused=paused)
+        try:
+            self.vm.start(paused=paused)
+        except (OSError, RuntimeError) as error:
+            raise MachineError(f"the vCPUs cannot run: {error}") from error
 
     def serve_gdb(self, port: int) -> int:
         """Lets gdb attach on a port of the loopback interface, 0 for any; returns it. Raises `MachineError`."""
@@ -197,8 +207,12 @@ class Board:
     async def pause(self) -> None:
         """Returns when no vCPU runs. Raises `MachineError` if one does not come back from its device."""
         self.vm.request_pause()
-        if not await asyncio.to_thread(self.vm.wait_paused, 30.0):
-            raise MachineError("a vCPU is still in a device after 30 s")
+        try:
+            if not await asyncio.to_thread(self.vm.wait_paused, 30.0):
+                raise MachineError("a vCPU is still in a device after 30 s; the others run again")
+        except BaseException:
+            self.vm.resume()
+            raise
 
     async def resume(self) -> None:
         """Lets the vCPUs run again."""
@@ -206,6 +220,8 @@ class Board:
 
     async def close(self) -> None:
         """Ends the guest and lets go of everything. May be called twice."""
+        for slot in self.slots:
+            slot.closing = True
         await asyncio.to_thread(self.vm.stop)
         await self._stack.aclose()
         # Devices in Rust keep the callbacks that lead back here, where no garbage collector looks.
@@ -221,6 +237,11 @@ class Board:
             raise MachineError(
                 f"{name} has a directory of the host ({self.config.shares[0].directory}): virtiofsd cannot say which "
                 "of its files are open, so such a machine cannot be kept; run it without --share"
+            )
+        if self.config.gdb is not None:
+            raise MachineError(
+                f"{name} is open to a debugger, which may let it run at any moment and has its breakpoints in memory; "
+                "run it without --gdb"
             )
         stopped: list[tuple[VirtioSlot, dict[int, int]]] = []
         for card in self.cards:
@@ -248,9 +269,16 @@ class Board:
                 await slot.resume_suspended(bases)
             for card in self.cards:
                 card.function.resume()
+            if not (directory / snapshots.DESCRIPTION).exists():
+                # What there is of it is no snapshot, and would be in the way of the next one.
+                (directory / snapshots.MEMORY).unlink(missing_ok=True)
 
     async def _take_over(self, snapshot: Snapshot) -> None:
         """Goes on where a snapshot has the machine; its memory is there already."""
+        parts = {part for part in self.pc.stateful if part not in snapshot.platform}
+        parts |= {card.function.name for card in self.cards if card.function.name not in snapshot.cards}
+        if parts:
+            raise MachineError(f"the snapshot has no state of {', '.join(sorted(parts))}; it is damaged")
         self.vm.restore(snapshot.engine)
         for part, device in self.pc.stateful.items():
             device.restore(snapshot.platform[part])
@@ -277,9 +305,16 @@ class Board:
         self.call("shutdown" if kind == "halted" else kind, text, 0 if kind == "halted" else 1)
 
     def call(self, kind: str, text: str, code: int = 0) -> None:
-        """Reports from any thread."""
+        """Reports from any thread. Of events of one kind that come faster than they are read, the first is told."""
+        if kind in self._told:
+            return
+        self._told.add(kind)
         with suppress(RuntimeError):  # the loop has ended, and the machine with it
-            self._loop.call_soon_threadsafe(self.report, kind, text, code)
+            self._loop.call_soon_threadsafe(self._tell, kind, text, code)
+
+    def _tell(self, kind: str, text: str, code: int) -> None:
+        self._told.discard(kind)
+        self.report(kind, text, code)
 
 
 def _engine(config: MachineConfig) -> EngineName:
@@ -299,6 +334,7 @@ async def _go_on(slot: VirtioSlot, state: SlotState) -> None:
     assert transport is not None
     transport.restore(state.transport)
     slot.back_end.restore(state.device)
+    slot.show_config()
     features, queues = transport.running_queues()
     if not queues:
         return

@@ -166,13 +166,13 @@ class Machine:
     async def reset(self) -> None:
         """Switches the machine off and on again; what its disks have stays. Raises `MachineError`."""
         async with self._turn:
-            await self._running_board().close()
-            self._board = None
+            board, self._board = self._running_board(), None
             try:
+                await board.close()
                 await self._switch_on(paused=False)
-            except MachineError as error:
+            except Exception as error:
                 self.finish("failed", 1, f"could not be switched on again: {error}")
-                raise
+                raise error if isinstance(error, MachineError) else MachineError(str(error)) from error
             self._set("running", "reset", "the machine was switched off and on again")
 
     async def stop(self) -> None:
@@ -248,7 +248,8 @@ class Machine:
         written to since. `name`, `console`: as in `MachineConfig`. Raises `MachineError`."""
         directory = Path(path)
         found = snapshots.read(directory, any_disks=any_disks)
-        config = msgspec.structs.replace(found.config, name=found.name if name is None else name, console=console)
+        name = found.name if name is None else name
+        config = msgspec.structs.replace(found.config, name=name, console=console, gdb=None)
         found = msgspec.structs.replace(found, config=config)
         return cls(restore=(directory, found), on_event=on_event, leave=leave)
 
@@ -344,7 +345,7 @@ class Machine:
         event = MachineEvent(time.time(), kind, text)
         self.events.append(event)
         del self.events[:-200]
-        level = logging.WARNING if kind in ("driver-error", "device-failed", "panic") else logging.INFO
+        level = logging.WARNING if kind in ("driver-error", "device-failed", "device-error", "panic") else logging.INFO
         log.log(level, "machine %s: %s: %s", self.name, kind, text)
         if self._on_event is not None:
             self._on_event(event)

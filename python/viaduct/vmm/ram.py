@@ -4,9 +4,9 @@ Guest-physical memory is this process's own virtual memory, so a device reaches 
 memory so that a back-end in another process can have it too (vhost-user, "Memory access"): the pieces of
 `memory_map.ram_regions` lie in it one after the other, and user addresses equal guest-physical ones.
 
-RAM that goes on from a snapshot comes from the snapshot's file, which must not change. Where the file system can make
-a second file of the same blocks, that is taken; else pages are read as they are touched and written privately, which
-takes no time at all, but nobody else can see them; and if somebody has to, the file is copied.
+RAM that goes on from a snapshot comes from the snapshot's file, which must not change: pages are read as they are
+touched, and what is written stays private. But then nobody else can see them. If somebody has to, a second file of the
+same blocks is taken where the file system can make one, and elsewhere the file is copied.
 """
 
 from __future__ import annotations
@@ -103,11 +103,11 @@ def _content(size: int, path: Path, shared: bool) -> tuple[int, bool]:
     try:
         if (found := os.fstat(source).st_size) != size:
             raise MachineError(f"{path} has {found} bytes, and the machine's memory {size}; the snapshot is damaged")
+        if not shared:
+            return source, True
         if (clone := _clone(source, path)) is not None:
             os.close(source)
             return clone, False
-        if not shared:
-            return source, True
         fd, _ = _new_file(size)
         _copy(source, fd)
         os.close(source)

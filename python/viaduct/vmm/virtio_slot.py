@@ -26,6 +26,8 @@ from viaduct.vmm.errors import MachineError
 log = logging.getLogger("viaduct.vmm")
 
 Result = TypeVar("Result")
+_LOOK = 0.5
+"""Seconds between two looks of a waiting vCPU whether its machine has ended."""
 QueueSetup = tuple[int, int, int, int, int, int, int]
 """Index, size, descriptor, driver and device address, kick and call eventfd: as `viaduct._core` tells of a queue."""
 
@@ -55,11 +57,13 @@ class VirtioSlot:
         self.back_end = back_end
         self.transport: Transport | None = None
         """Set by whoever makes it; before the guest runs."""
+        self.closing = False
+        """The machine ends: no vCPU waits any longer."""
         self._loop = loop
         self._report = report
         self._features = 0
         self._queues: tuple[Vring, ...] = ()
-        back_end.on_config_change = self._config_changed
+        back_end.on_config_change = self.show_config
         back_end.on_failure = self._failed
 
     # What the transport calls, on the threads of vCPUs.
@@ -93,6 +97,8 @@ class VirtioSlot:
 
     async def resume(self, features: int, queues: Sequence[QueueSetup], bases: Mapping[int, int]) -> None:
         """Starts queues where they stand. Raises `MachineError`."""
+        if missing := [queue[0] for queue in queues if queue[0] not in bases]:
+            raise MachineError(f"{self.name}: nobody knows where queues {missing} stand; the snapshot is damaged")
         vrings = tuple(
             Vring(index, size, descriptor, driver, device, bases[index], kick, call, None)
             for index, size, descriptor, driver, device, kick, call in queues
@@ -100,10 +106,13 @@ class VirtioSlot:
         await self._activate(features, vrings)
 
     async def resume_suspended(self, bases: Mapping[int, int]) -> None:
-        """Undoes `suspend`. Raises `MachineError`."""
+        """Undoes `suspend`; a device that does not come back needs a reset by its driver."""
         if self._queues:
-            vrings = [_with_base(vring, bases[vring.index]) for vring in self._queues]
-            await self.back_end.activate(self._features, vrings)
+            vrings = [_with_base(vring, bases.get(vring.index, vring.base)) for vring in self._queues]
+            try:
+                await self.back_end.activate(self._features, vrings)
+            except MachineError as error:
+                self._failed(f"it did not go on after a snapshot: {error}")
 
     async def close(self) -> None:
         """Lets go of the back-end and of the transport."""
@@ -125,16 +134,20 @@ class VirtioSlot:
         except MachineError as error:
             self._report("device-failed", f"{self.name}: {error}")
         self.back_end.reset()
+        self.show_config()
 
     async def _write_config(self, offset: int, data: bytes) -> bytes:
         self.back_end.write_config(offset, data)
         return self.back_end.config
 
-    def _config_changed(self) -> None:
+    def show_config(self) -> None:
+        """Lets the driver read the configuration space as it is now: the transport keeps a copy."""
         if self.transport is not None:
             self.transport.config_changed(self.back_end.config)
 
     def _failed(self, reason: str) -> None:
+        if not self._queues:
+            return  # The driver has reset the device meanwhile.
         self._report("device-failed", f"{self.name}: {reason}")
         if self.transport is not None:
             self.transport.needs_reset()
@@ -145,7 +158,16 @@ class VirtioSlot:
         except RuntimeError:  # The machine has ended.
             work.close()
             raise MachineError("the machine has ended") from None
-        return future.result()
+        while True:
+            try:
+                return future.result(_LOOK)
+            except TimeoutError:
+                if future.done():
+                    raise
+                if self.closing or not self._loop.is_running():
+                    # Nobody will do it any more, and whoever ends the machine waits for this vCPU.
+                    future.cancel()
+                    raise MachineError("the machine has ended") from None
 
 
 def _with_base(vring: Vring, base: int) -> Vring:

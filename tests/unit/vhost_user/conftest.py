@@ -30,6 +30,7 @@ def _resources() -> dict[str, object]:
 @pytest.fixture(autouse=True)
 def leaves_nothing() -> Iterator[None]:
     """File descriptors, mappings and threads are the same before and after each test."""
+    gc.collect()  # What a test before this one left to the collector is not this one's.
     before = _resources()
     yield
     if _resources() != before:

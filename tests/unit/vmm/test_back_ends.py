@@ -13,9 +13,11 @@ from viaduct.vhost_user import Backend, QueueDevice
 from viaduct.virtio import DeviceFeature, DeviceType
 from viaduct.vmm.back_end import BackEnd
 from viaduct.vmm.back_end.in_process import InProcessBackEnd
+from viaduct.vmm.back_end.vhost_net import VhostNetBackEnd
 from viaduct.vmm.back_end.vhost_user import VhostUserBackEnd
 from viaduct.vmm.errors import MachineError
 from viaduct.vmm.ram import Ram
+from viaduct.vmm.virtio_slot import VirtioSlot
 
 from .ring_driver import RingDriver
 
@@ -165,6 +167,63 @@ async def test_rings_outside_memory_are_refused(ram: Ram, server: Backend) -> No
             await back_end.activate(int(DeviceFeature.VERSION_1), [outside])
         await back_end.close()
         driver.close()
+
+
+async def test_a_ring_outside_memory_is_nothing_to_the_next_driver(ram: Ram, tmp_path: Path) -> None:
+    """The back-end comes back, and the driver after the one that was wrong is served."""
+    path = str(tmp_path / "upper.sock")
+    server = Backend(Upper(), path)
+    await server.start()
+    back_end = VhostUserBackEnd(path, DeviceType.CONSOLE, [16])
+    await back_end.open(ram)
+    driver = RingDriver(ram, DeviceFeature.VERSION_1)
+    outside = type(driver.vring)(0, 16, driver.vring.descriptor_addr, 0, (1 << 20) - 4, 0, *_fds(driver))
+    with pytest.raises(MachineError):
+        await back_end.activate(int(DeviceFeature.VERSION_1), [outside])
+    await server.close()
+    server = Backend(Upper(), path)
+    await server.start()
+    await back_end.deactivate()
+    await back_end.activate(int(DeviceFeature.VERSION_1), [driver.vring])
+    assert await driver.ask(b"well") == b"WELL"
+    await back_end.close()
+    await server.close()
+    driver.close()
+
+
+def test_vhost_net_gets_rings_that_are_memory_to_their_last_byte(ram: Ram) -> None:
+    """The kernel believes the addresses that it is given: what lies behind the RAM here is none of the guest's."""
+    card = VhostNetBackEnd("none", bytes(6))
+    card._ram = ram
+    place = ram.memory.places[0][2]
+    assert card._here(0x1000, 0x100) == place + 0x1000
+    assert card._here((1 << 20) - 134, 134) == place + (1 << 20) - 134
+    for addr, size in (((1 << 20) - 133, 134), (1 << 20, 16), (1 << 40, 16), ((1 << 64) - 8, 16)):
+        with pytest.raises(OSError, match="not in the guest's memory"):
+            card._here(addr, size)
+
+
+class Stuck(QueueDevice):
+    """Never answers, and so is never drained."""
+
+    device_id = DeviceType.CONSOLE
+
+    async def handle(self, queue: int, chain: Chain) -> None:
+        await asyncio.Event().wait()
+
+
+async def test_a_device_that_never_answers_keeps_no_machine(ram: Ram) -> None:
+    driver = await served(back_end := InProcessBackEnd(Stuck()), ram, DeviceFeature.VERSION_1)
+    driver.post(b"?")
+    await asyncio.sleep(0.05)
+    slot = VirtioSlot("stuck", back_end, asyncio.get_running_loop(), lambda kind, text: None)
+    resetting = asyncio.create_task(asyncio.to_thread(slot.reset))
+    await asyncio.sleep(0.05)
+    slot.closing = True
+    with pytest.raises(MachineError, match="the machine has ended"):
+        await resetting
+    await slot.close()
+    driver.close()
 
 
 def _fds(driver: RingDriver) -> tuple[int, int, None]:

@@ -85,7 +85,11 @@ class InProcessBackEnd(BackEnd):
         self.device.restore(data, Fds())
 
     async def close(self) -> None:
-        await self.deactivate()
+        # Not drained: the guest has ended, and a request that never finishes must not keep its machine.
+        while self._queues:
+            index = self._queues.pop()
+            self.device.enable_queue(index, False)
+            self.device.stop_queue(index)
         self.device.disconnected("the machine has ended")
 
     # What the device tells its driver (`viaduct.vhost_user.device.Transport`).

@@ -149,18 +149,23 @@ class VhostNetBackEnd(BackEnd):
     def _start(self, vring: Vring) -> None:
         self._call(VHOST_SET_VRING_NUM, struct.pack("<II", vring.index, vring.size))
         self._call(VHOST_SET_VRING_BASE, struct.pack("<II", vring.index, vring.base))
-        here = [self._here(addr) for addr in (vring.descriptor_addr, vring.device_addr, vring.driver_addr)]
+        # Sizes with the event fields, which are there whether they were negotiated or not (virtio 1.2, 2.7).
+        descriptors = self._here(vring.descriptor_addr, 16 * vring.size)
+        used = self._here(vring.device_addr, 6 + 8 * vring.size)
+        available = self._here(vring.driver_addr, 6 + 2 * vring.size)
+        here = (descriptors, used, available)
         self._call(VHOST_SET_VRING_ADDR, struct.pack("<IIQQQQ", vring.index, 0, *here, 0))
         for request, fd in ((VHOST_SET_VRING_KICK, vring.kick_fd), (VHOST_SET_VRING_CALL, vring.call_fd)):
             self._call(request, struct.pack("<Ii", vring.index, -1 if fd is None else fd))
 
-    def _here(self, addr: int) -> int:
-        """The address in this process of a guest-physical one. Raises `OSError` if there is no memory."""
+    def _here(self, addr: int, size: int) -> int:
+        """The address in this process of a piece of a ring. The kernel takes our word for it that all of it is the
+        guest's: raises `OSError` unless it lies in one piece of memory."""
         assert self._ram is not None
-        for guest, size, here in self._ram.memory.places:
-            if guest <= addr < guest + size:
+        for guest, length, here in self._ram.memory.places:
+            if guest <= addr and addr + size <= guest + length:
                 return here + addr - guest
-        raise OSError(errno.EFAULT, f"the ring at {addr:#x} is in no memory")
+        raise OSError(errno.EFAULT, f"{size} bytes of a ring at {addr:#x} are not in the guest's memory")
 
     def _call(self, request: int, argument: bytes | bytearray | int) -> None:
         fcntl.ioctl(self._device, request, argument)

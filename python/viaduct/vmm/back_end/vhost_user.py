@@ -12,7 +12,6 @@ driver is notified once, because the last back-end may have died before it did.
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import logging
 import os
 import random
@@ -112,6 +111,9 @@ class VhostUserBackEnd(BackEnd):
             try:
                 await self._start([vring.base for vring in queues])
             except VhostUserError as error:
+                if not self._connection.connected:
+                    return  # The same.
+                self._queues = ()
                 raise MachineError(str(error)) from error
 
     async def deactivate(self) -> Mapping[int, int]:
@@ -140,8 +142,7 @@ class VhostUserBackEnd(BackEnd):
         for task in (self._watch, self._reading):
             if task is not None:
                 task.cancel()
-                with contextlib.suppress(asyncio.CancelledError):
-                    await task
+                await asyncio.gather(task, return_exceptions=True)
         self._watch = self._reading = None
         await self.deactivate()
         await self._connection.end()
@@ -215,9 +216,15 @@ class VhostUserBackEnd(BackEnd):
         packed = self._features & DeviceFeature.RING_PACKED
         positions = {}
         for vring in queues:
-            # `idx` of the used ring (virtio 1.2, 2.7.8).
-            used = self._ram.memory.read(vring.device_addr + 2, 2)
-            positions[vring.index] = PACKED_START if packed else int.from_bytes(used, "little")
+            if packed:
+                positions[vring.index] = PACKED_START
+                continue
+            try:
+                # `idx` of the used ring (virtio 1.2, 2.7.8).
+                used = self._ram.memory.read(vring.device_addr + 2, 2)
+                positions[vring.index] = int.from_bytes(used, "little")
+            except ValueError:  # There is no memory: whoever serves the ring will say so.
+                positions[vring.index] = vring.base
         return positions
 
     def _config_changed(self) -> None:

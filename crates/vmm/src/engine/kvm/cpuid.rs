@@ -7,6 +7,7 @@
 //! | all | as `KVM_GET_SUPPORTED_CPUID` says: the host's features that KVM can give, KVM's signature and features at 0x4000_0000 |
 //! | 0x1, 0xB, 0x1F, 0x8000_001E | the vCPU's APIC id, and a topology of one package with one core for each vCPU |
 //! | 0x1 | "hypervisor present" and, where KVM has it, the local APIC's TSC deadline timer |
+//! | 0x1, 0x8000_0001 | no VT-x and no SVM: the state of a guest's own guests is not saved |
 //! | 0x4, 0x8000_0008 | how many cores share a package |
 //! | 0x4000_0010 | the frequency of the time-stamp counter in kHz, so that a guest need not measure it against a timer |
 //!
@@ -18,6 +19,9 @@ use kvm_ioctls::{Cap, Kvm};
 use crate::engine::EngineError;
 
 const FEATURE_TSC_DEADLINE: u32 = 1 << 24;
+const FEATURE_VMX: u32 = 1 << 5;
+/// In leaf 0x8000_0001.
+const FEATURE_SVM: u32 = 1 << 2;
 const FEATURE_HYPERVISOR: u32 = 1 << 31;
 const FEATURE_HYPERTHREADING: u32 = 1 << 28;
 const KVM_SIGNATURE: u32 = 0x4000_0000;
@@ -37,11 +41,12 @@ pub(super) fn leaves(kvm: &Kvm, index: usize, count: usize, tsc_khz: u32) -> Res
         place.apply(entry);
         match entry.function {
             0x1 => {
-                entry.ecx |= FEATURE_HYPERVISOR;
+                entry.ecx = entry.ecx & !FEATURE_VMX | FEATURE_HYPERVISOR;
                 if deadline {
                     entry.ecx |= FEATURE_TSC_DEADLINE;
                 }
             }
+            0x8000_0001 => entry.ecx &= !FEATURE_SVM,
             KVM_SIGNATURE => entry.eax = entry.eax.max(FREQUENCIES),
             _ => {}
         }
