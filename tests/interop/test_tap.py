@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import subprocess
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -12,7 +13,7 @@ import pytest
 from interop.back_end import PortSpec
 from interop.guest_image import TRANSFER, GuestImage
 from interop.network_namespace import NetworkNamespace
-from interop.peer_process import require
+from interop.peer_process import require, wait_until
 from interop.qemu import Guest, Nic
 from interop.viaduct_switch import ViaductSwitch
 
@@ -68,9 +69,17 @@ def site(module_directory: Path, image: GuestImage, viaduct_only: None) -> Itera
 links = pytest.mark.parametrize("link", range(2), ids=["split", "packed-no-offloads"])
 
 
+def answered(site: Site, ping: list[str]) -> bool:
+    """Whether one ping from the namespace is answered."""
+    return "1 packets received" in site.namespace.run(ping)
+
+
 @links
 def test_namespace_pings_guest(site: Site, link: int) -> None:
     for address in (f"10.0.{link}.2", f"fd00:{link}::2"):
+        # A guest does not answer for an address before it has seen that nobody else has it (RFC 4862, 5.4).
+        once = ["sh", "-c", f"busybox ping -c 1 -W 1 {address} || true"]
+        wait_until(functools.partial(answered, site, once), f"{address} answers")
         output = site.namespace.run(["busybox", "ping", "-c", "5", "-i", "0.2", "-W", "10", address])
         assert "5 packets received" in output
     site.guest.ping(f"10.0.{link}.1", count=5)

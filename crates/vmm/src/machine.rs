@@ -151,18 +151,25 @@ impl Shared {
         }
     }
 
-    /// Waits until the vCPU may run again; `for_resume`: until the next time that the machine is resumed. Its thread has
+    /// Tells the owner that the vCPU has halted. Returns how often the machine was resumed before that: the owner may
+    /// resume it before the vCPU is parked.
+    pub(crate) fn halted(&self, vcpu: usize) -> u64 {
+        let resumes = self.state.lock().resumes;
+        self.owner.event(vcpu, Event::Halted);
+        resumes
+    }
+
+    /// Waits until the vCPU may run again; `after`: until the machine has been resumed more often than that. Its thread has
     /// let go of it. Returns false if it shall end.
-    pub(crate) fn park(&self, vcpu: usize, for_resume: bool) -> bool {
+    pub(crate) fn park(&self, vcpu: usize, after: Option<u64>) -> bool {
         let mut state = self.state.lock();
-        let resumes = state.resumes;
         state.parked += 1;
         if state.parked == self.processors.len() && state.wish == Wish::Pause {
             self.changed.notify_all();
             MutexGuard::unlocked(&mut state, || self.owner.event(vcpu, Event::Paused));
         }
         let waits = |state: &mut State| match state.wish {
-            Wish::Run => for_resume && state.resumes == resumes || self.processors[vcpu].held.load(Ordering::SeqCst),
+            Wish::Run => after == Some(state.resumes) || self.processors[vcpu].held.load(Ordering::SeqCst),
             Wish::Pause => true,
             Wish::Stop => false,
         };

@@ -48,14 +48,14 @@ pub(crate) fn run(shared: &Shared, index: usize) {
             Outcome::Interrupted if may_run && shared.may_run(index) => {}
             Outcome::Interrupted => {
                 vcpu.note_pause();
-                if !MutexGuard::unlocked(&mut vcpu, || shared.park(index, false)) {
+                if !MutexGuard::unlocked(&mut vcpu, || shared.park(index, None)) {
                     return;
                 }
             }
             Outcome::Halted => {
                 let goes_on = MutexGuard::unlocked(&mut vcpu, || {
-                    shared.owner.event(index, Event::Halted);
-                    shared.park(index, true)
+                    let resumes = shared.halted(index);
+                    shared.park(index, Some(resumes))
                 });
                 if !goes_on {
                     return;
@@ -63,7 +63,7 @@ pub(crate) fn run(shared: &Shared, index: usize) {
             }
             Outcome::Ended(end) => {
                 report(shared, index, &mut vcpu, end);
-                if !MutexGuard::unlocked(&mut vcpu, || shared.park(index, false)) {
+                if !MutexGuard::unlocked(&mut vcpu, || shared.park(index, None)) {
                     return;
                 }
             }

@@ -3,10 +3,8 @@
 mod guest;
 
 use guest::Guest;
-use viaduct_memory::RegionSpec;
 use viaduct_vmm::engine::Interrupts;
 use viaduct_vmm::engine::kvm::Options;
-use viaduct_vmm::exits::Reason;
 use viaduct_vmm::machine::Event;
 
 fn written(guest: &Guest) -> Vec<u64> {
