@@ -48,8 +48,12 @@ class Vm:
         vcpus: int,
         *,
         interrupts: Literal["kernel", "split", "none"] = "kernel",
+        dirty_ring: int | None = None,
         on_event: Callable[[str, dict[str, Any]], object] | None = None,
-    ) -> Vm: ...
+    ) -> Vm:
+        """`interrupts`: all controllers in the engine; the local APICs there and the IOAPIC in this process, with
+        neither PICs nor interval timer; or none. `dirty_ring`: how many written pages each vCPU can note in a ring, a
+        power of two; None: bitmaps over all memory (docs/engine.md)."""
     def add_pio(self, base: int, size: int, device: BusDevice | PythonDevice, name: str | None = None) -> None:
         """Puts a device at `size` ports from `base`. `name` is for devices in Python; without it, their class's.
 
@@ -64,7 +68,10 @@ class Vm:
     def set_memory(self, memory: GuestMemory) -> None:
         """From now on this is the guest's memory. Regions that stay are not touched; vCPUs may be running."""
     def log_dirty_pages(self, on: bool) -> None:
-        """From now on it is noted which pages the vCPUs write, or no longer; devices have logs of their own."""
+        """From now on it is noted which pages the vCPUs write, or no longer; devices have logs of their own.
+
+        What was noted and not taken is forgotten by False.
+        """
     def take_dirty_pages(self) -> list[int]:
         """Guest-physical addresses of the pages (4096 bytes) written since this was last called.
 

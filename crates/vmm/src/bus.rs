@@ -6,11 +6,16 @@
 //! is found by halves in a snapshot of that list, so vCPUs never wait for each other here, and a device may change the bus
 //! while it handles an access (a PCI function whose base address register was written). What begins in a range and ends
 //! behind it, and what is in no range at all, is nobody's: the hardware's answer to that is all ones, and a write is lost.
+//!
+//! The bus knows where every device is, so it is the one that tells the engine where writes may be posted, for as long as
+//! the device is there.
 
 use std::fmt;
 use std::sync::Arc;
 
 use parking_lot::RwLock;
+
+use crate::engine::{Attachment, Posting, Space, Vm};
 
 /// A device as the guest's processor sees it: registers. Called by any vCPU's thread at any time, so locks are inside.
 ///
@@ -23,6 +28,12 @@ pub trait BusDevice: Send + Sync {
     fn read(&self, offset: u64, data: &mut [u8]);
     /// Takes `data`, 1 to 8 bytes, into the register at `offset`.
     fn write(&self, offset: u64, data: &[u8]);
+
+    /// Offsets whose writes need not arrive before the guest's next access that needs an answer, nor wake anybody: what such
+    /// a write changes nobody can see who has not come through this device's other registers. It then costs no exit.
+    fn posted(&self) -> &[Range] {
+        &[]
+    }
 }
 
 /// A range of ports or addresses: `base` up to and including `last`.
@@ -76,12 +87,16 @@ pub enum BusError {
 struct Slot {
     range: Range,
     device: Arc<dyn BusDevice>,
+    /// Where the engine posts this device's writes.
+    _posted: Arc<[Box<dyn Attachment>]>,
 }
 
 /// One address space of devices.
 pub struct Bus {
     last: u64,
     slots: RwLock<Arc<[Slot]>>,
+    /// Who is told where writes may be posted.
+    posts: Option<(Arc<dyn Vm>, Space)>,
 }
 
 /// The device that answers an access, and where in its range the access is.
@@ -95,12 +110,29 @@ pub struct Target {
 impl Bus {
     /// The x86 port space: 65536 ports.
     pub fn ports() -> Bus {
-        Bus { last: 0xFFFF, slots: RwLock::new(Arc::new([])) }
+        Bus { last: 0xFFFF, slots: RwLock::new(Arc::new([])), posts: None }
     }
 
     /// The physical address space.
     pub fn addresses() -> Bus {
-        Bus { last: u64::MAX, slots: RwLock::new(Arc::new([])) }
+        Bus { last: u64::MAX, slots: RwLock::new(Arc::new([])), posts: None }
+    }
+
+    /// This bus, with an engine that may post writes to its devices.
+    #[must_use]
+    pub fn posting(mut self, vm: Arc<dyn Vm>, space: Space) -> Bus {
+        self.posts = Some((vm, space));
+        self
+    }
+
+    /// What the engine posts of `device` at `base`. If it cannot, each write is an exit.
+    fn post(&self, base: u64, device: &dyn BusDevice) -> Arc<[Box<dyn Attachment>]> {
+        let Some((vm, space)) = &self.posts else { return Arc::new([]) };
+        let at = |offsets: &Range| {
+            let range = Range { base: base.checked_add(offsets.base)?, last: base.checked_add(offsets.last)? };
+            vm.post_writes(Posting { space: *space, range }).ok()
+        };
+        device.posted().iter().filter_map(at).collect()
     }
 
     /// Puts `device` at `size` addresses from `base` on.
@@ -120,8 +152,9 @@ impl Bus {
             let (other, other_range) = (other.device.name().to_owned(), other.range);
             return Err(BusError::Overlap { device: name(), range, other, other_range });
         }
+        let _posted = self.post(base, &*device);
         let (below, above) = slots.split_at(at);
-        *slots = below.iter().cloned().chain([Slot { range, device }]).chain(above.iter().cloned()).collect();
+        *slots = below.iter().cloned().chain([Slot { range, device, _posted }]).chain(above.iter().cloned()).collect();
         Ok(())
     }
 

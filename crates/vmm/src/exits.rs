@@ -24,6 +24,8 @@ pub enum Reason {
     MmioRead,
     /// A write to an address without memory.
     MmioWrite,
+    /// A write to a port or address that the engine had kept: no exit of its own, it came with the next one.
+    PostedWrite,
     /// It was told to, or a signal came.
     Interrupted,
     /// HLT, in a machine without interrupts.
@@ -37,11 +39,12 @@ pub enum Reason {
 }
 
 impl Reason {
-    const ALL: [Reason; 9] = [
+    const ALL: [Reason; 10] = [
         Reason::PortRead,
         Reason::PortWrite,
         Reason::MmioRead,
         Reason::MmioWrite,
+        Reason::PostedWrite,
         Reason::Interrupted,
         Reason::Halt,
         Reason::EndOfInterrupt,
@@ -56,6 +59,7 @@ impl Reason {
             Reason::PortWrite => "port write",
             Reason::MmioRead => "mmio read",
             Reason::MmioWrite => "mmio write",
+            Reason::PostedWrite => "posted write",
             Reason::Interrupted => "interrupted",
             Reason::Halt => "halt",
             Reason::EndOfInterrupt => "end of interrupt",

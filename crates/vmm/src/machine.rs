@@ -5,7 +5,7 @@
 //! Each vCPU is a thread ([`crate::vcpu_thread`]) that runs the guest and answers its exits. What all of them shall do is
 //! one word, [`Wish`]: run, pause, or stop. Whoever changes it then kicks every vCPU; a thread looks at the word each time
 //! before it enters the guest, so a kick is never lost. A thread that shall pause first completes the access it is in the
-//! middle of, so that the registers of a paused vCPU are those between two instructions. Then it lets go of its vCPU and is
+//! middle of, so that the registers of a paused vCPU are those between two instructions, and delivers what it has posted. Then it lets go of its vCPU and is
 //! counted as *parked*: when all are, the machine is paused, its owner is told, and registers may be read and changed by
 //! any thread until it is resumed.
 //!
@@ -23,7 +23,7 @@ use serde_json::Value;
 
 use crate::bus::Bus;
 use crate::debugger::Debugger;
-use crate::engine::{EngineError, Kick, OwnedVm, Parts, Vcpu, Vm};
+use crate::engine::{EngineError, Kick, OwnedVm, Parts, Space, Vcpu, Vm};
 use crate::exits::ExitTable;
 use crate::vcpu_thread;
 
@@ -210,10 +210,11 @@ impl Machine {
                 held: AtomicBool::new(false),
             })
             .collect();
+        let vm: Arc<dyn Vm> = parts.vm.clone();
         let shared = Shared {
             vm: parts.vm.clone(),
-            ports: Arc::new(Bus::ports()),
-            addresses: Arc::new(Bus::addresses()),
+            ports: Arc::new(Bus::ports().posting(vm.clone(), Space::Ports)),
+            addresses: Arc::new(Bus::addresses().posting(vm, Space::Addresses)),
             processors,
             owner,
             debugger: Debugger::new()?,

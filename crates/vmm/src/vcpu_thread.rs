@@ -5,7 +5,7 @@ use std::time::Instant;
 use parking_lot::MutexGuard;
 
 use crate::bus::Bus;
-use crate::engine::{Exit, Vcpu};
+use crate::engine::{Exit, Space, Vcpu};
 use crate::exits::{ExitTable, Reason};
 use crate::machine::{Event, Place, Processor, Shared};
 
@@ -78,6 +78,7 @@ fn step(shared: &Shared, processor: &Processor, vcpu: &mut dyn Vcpu) -> Outcome 
     let result = vcpu.run();
     let left = Instant::now();
     exits.add_guest_time(left - entered);
+    let left = deliver_posted(shared, exits, left);
     let exit = match result {
         Ok(exit) => exit,
         Err(error) => {
@@ -169,6 +170,20 @@ fn write<'a>(
         exits.count_access(reason, address, target.as_ref().map_or("", |target| target.device.name()), end - start);
         start = end;
     }
+}
+
+/// Delivers what vCPUs have written without an exit. Returns when it was done.
+fn deliver_posted(shared: &Shared, exits: &ExitTable, left: Instant) -> Instant {
+    let mut end = left;
+    shared.vm.take_posted(&mut |posted| {
+        let bus = match posted.space() {
+            Space::Ports => &shared.ports,
+            Space::Addresses => &shared.addresses,
+        };
+        write(bus, exits, Reason::PostedWrite, posted.address(), [posted.data()].into_iter(), end);
+        end = Instant::now();
+    });
+    end
 }
 
 /// Pauses the machine and tells its owner why.

@@ -14,6 +14,8 @@ from rich.table import Table
 
 from viaduct._core import Vm
 
+POSTED = "posted write"
+"""The reason of writes that came along with an exit and were none themselves."""
 Place: TypeAlias = tuple[str, int | None, str]
 """Reason, port or address, device."""
 
@@ -72,8 +74,8 @@ class Exits:
 
     @property
     def total(self) -> int:
-        """The number of all exits."""
-        return sum(count for count, _ in self.counts.values())
+        """The number of all exits, without what came along with one."""
+        return sum(count for (reason, _, _), (count, _) in self.counts.items() if reason != POSTED)
 
     def table(self, limit: int | None = None) -> Table:
         """The rows for a terminal, at most `limit` of them, and what they come to."""

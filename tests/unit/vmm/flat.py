@@ -36,11 +36,12 @@ class Flat:
         vcpus: int = 1,
         interrupts: Literal["kernel", "split", "none"] = "none",
         memory: int = 1 << 20,
+        dirty_ring: int | None = None,
     ) -> None:
         self.events: queue.Queue[tuple[str, dict[str, Any]]] = queue.Queue()
         self.memory = ram(memory)
         self.memory.write(CODE, code)
-        self.vm = Vm("kvm", self.memory, vcpus, interrupts=interrupts, on_event=self._event)
+        self.vm = Vm("kvm", self.memory, vcpus, interrupts=interrupts, dirty_ring=dirty_ring, on_event=self._event)
         for vcpu in range(vcpus):
             self.set_start(vcpu)
 

@@ -196,6 +196,40 @@ def test_written_pages_are_told() -> None:
         guest.wait("paused")
         assert guest.vm.take_dirty_pages() == [0]
         assert guest.vm.take_dirty_pages() == []
+        guest.vm.log_dirty_pages(False)
+        with pytest.raises(ValueError, match="nobody has asked"):
+            guest.vm.take_dirty_pages()
+        # And again from the beginning.
+        guest.vm.log_dirty_pages(True)
+        before = counter(guest)
+        guest.vm.resume()
+        until(lambda: counter(guest) > before)
+        guest.vm.request_pause()
+        guest.wait("paused")
+        assert guest.vm.take_dirty_pages() == [0]
+
+
+def test_written_pages_are_told_by_rings() -> None:
+    # mov ax, 0x2000; mov ds, ax; mov [0x1000], al; hlt; mov [0x3000], al; hlt
+    code = bytes([0xB8, 0x00, 0x20, 0x8E, 0xD8, 0xA2, 0x00, 0x10, 0xF4, 0xA2, 0x00, 0x30, 0xF4])
+    with Flat(code, dirty_ring=1024) as guest:
+        guest.vm.log_dirty_pages(True)
+        guest.vm.start()
+        guest.wait("halted")
+        assert guest.vm.take_dirty_pages() == [0x21000]
+        assert guest.vm.take_dirty_pages() == []
+        guest.vm.resume()
+        guest.wait("halted")
+        assert guest.vm.take_dirty_pages() == [0x23000]
+        guest.vm.log_dirty_pages(False)
+        with pytest.raises(ValueError, match="nobody has asked"):
+            guest.vm.take_dirty_pages()
+
+
+def test_a_ring_of_written_pages_has_a_size_that_can_be() -> None:
+    for entries in (0, 1000, 1 << 31):
+        with pytest.raises(ValueError, match="a power of two up to"):
+            Flat(COUNT, dirty_ring=entries)
 
 
 def test_gdb_attaches_before_the_first_instruction() -> None:

@@ -6,6 +6,7 @@ import io
 
 from rich.console import Console
 
+from viaduct._core import Rtc
 from viaduct.vmm.exit_report import Exits, Row
 from vmm.flat import Flat, Registers
 
@@ -63,3 +64,19 @@ def test_a_guest_s_exits_are_counted_by_port_and_device() -> None:
         assert exits.counts["port read", 0x20, ""][0] == 1
         assert exits.guest_nanoseconds > 0
         assert "mine" in text(exits)
+
+
+def test_posted_writes_are_shown_and_are_no_exits() -> None:
+    # mov cx, 100; mov al, 0x0D; out 0x70, al; in al, 0x71; loop to mov al; hlt
+    code = bytes([0xB9, 100, 0, 0xB0, 0x0D, 0xE6, 0x70, 0xE4, 0x71, 0xE2, 0xF8, 0xF4])
+    with Flat(code) as guest:
+        guest.vm.add_pio(0x70, 2, Rtc())
+        guest.vm.start()
+        guest.wait("halted")
+        exits = Exits.of(guest.vm)
+        assert exits.counts["posted write", 0x70, "rtc"][0] == 100
+        assert exits.counts["port read", 0x71, "rtc"][0] == 100
+        assert ("port write", 0x70, "rtc") not in exits.counts
+        assert exits.total == 101, exits.counts
+        assert "posted write" in text(exits)
+        assert guest.vm.registers(0)["rax"] & 0xFF == 0x80, "the byte that each write was for: the battery is good"

@@ -137,13 +137,14 @@ impl Vm {
 #[pymethods]
 impl Vm {
     #[new]
-    #[pyo3(signature = (engine, memory, vcpus, *, interrupts = "kernel", on_event = None))]
+    #[pyo3(signature = (engine, memory, vcpus, *, interrupts = "kernel", dirty_ring = None, on_event = None))]
     fn new(
         py: Python<'_>,
         engine: &str,
         memory: &Bound<'_, GuestMemory>,
         vcpus: usize,
         interrupts: &str,
+        dirty_ring: Option<u32>,
         on_event: Option<Py<PyAny>>,
     ) -> PyResult<Vm> {
         if engine != "kvm" {
@@ -158,8 +159,8 @@ impl Vm {
             }
         };
         let inner = &memory.get().inner;
-        let parts =
-            py.detach(|| kvm::create(inner, Options { vcpus, interrupts, dirty_ring: None })).map_err(to_python)?;
+        let options = Options { vcpus, interrupts, dirty_ring };
+        let parts = py.detach(|| kvm::create(inner, options)).map_err(to_python)?;
         let events = Arc::new(EventCallback { function: parking_lot::Mutex::new(on_event) });
         let machine = Machine::new(parts, Box::new(EventOwner(events.clone()))).map_err(to_python)?;
         Ok(Vm { machine: Arc::new(machine), gdb: parking_lot::Mutex::new(None), events })

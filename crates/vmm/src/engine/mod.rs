@@ -5,6 +5,7 @@
 
 pub mod ioapic;
 pub mod kvm;
+mod posted;
 mod registers;
 mod vcpu;
 
@@ -16,6 +17,7 @@ use vmm_sys_util::eventfd::EventFd;
 
 use crate::bus::BusDevice;
 
+pub use posted::{PostedWrite, Posting, Space};
 pub use registers::{NAMES, Registers, Segment, Table};
 pub use vcpu::{Debug, Exit, Kick, Vcpu, Vectors};
 
@@ -156,6 +158,15 @@ pub trait Vm: Send + Sync {
     /// [`EngineError::Unsupported`] if this engine has no doorbells: then the write arrives on the bus, and its device
     /// signals the event itself.
     fn attach_doorbell(&self, doorbell: Doorbell, event: &EventFd) -> Result<Box<dyn Attachment>, EngineError>;
+
+    /// From now on writes of the guest in there may be posted: its processor goes on at once, and they reach the bus before
+    /// any exit that comes after them ([`OwnedVm::take_posted`]).
+    ///
+    /// # Errors
+    /// [`EngineError::Unsupported`] if this engine cannot: then each of them is an exit.
+    fn post_writes(&self, _posting: Posting) -> Result<Box<dyn Attachment>, EngineError> {
+        Err(EngineError::Unsupported("this engine posts no writes".into()))
+    }
 }
 
 /// A virtual machine as its owner sees it.
@@ -175,6 +186,10 @@ pub trait OwnedVm: Vm {
     /// # Errors
     /// [`EngineError::Invalid`] if nothing is noted.
     fn take_dirty_pages(&self) -> Result<Vec<DirtyPages>, EngineError>;
+
+    /// Gives `deliver` the posted writes, in the order in which they were made. A vCPU that has left the guest calls it before
+    /// its exit is answered: when it returns, all writes that this vCPU has posted have been delivered.
+    fn take_posted(&self, _deliver: &mut dyn FnMut(&PostedWrite)) {}
 
     /// A vCPU has ended the level-triggered interrupt of this vector ([`Exit::EndOfInterrupt`]).
     fn end_of_interrupt(&self, vector: u8);

@@ -31,6 +31,8 @@ pub use root::{Ecam, PciRoot, PciState, Windows};
 
 use std::sync::Arc;
 
+use crate::bus::Range;
+
 /// What a guest reads to choose a driver.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Identity {
@@ -120,6 +122,11 @@ pub trait PciFunction: Send + Sync {
 
     /// Takes `data`, 1 to 8 bytes, to `offset` in a BAR.
     fn write_bar(&self, bar: usize, offset: u64, data: &[u8]);
+
+    /// Offsets in a BAR whose writes may be posted, as [`BusDevice::posted`](crate::bus::BusDevice::posted) says.
+    fn posted(&self, _bar: usize) -> &[Range] {
+        &[]
+    }
 
     /// The BAR answers at this address now, or nowhere. For functions with doorbells.
     fn bar_moved(&self, _bar: usize, _address: Option<u64>) {}

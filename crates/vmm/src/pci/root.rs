@@ -88,6 +88,10 @@ impl BusDevice for BarRegion {
             None => self.function.write_bar(self.bar, offset, data),
         }
     }
+
+    fn posted(&self) -> &[Range] {
+        if self.messages.is_some() { &[] } else { self.function.posted(self.bar) }
+    }
 }
 
 /// The next free addresses of the windows, and where BARs answer: by slot and number.

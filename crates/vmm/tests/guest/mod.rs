@@ -111,12 +111,16 @@ impl Guest {
     }
 
     pub fn byte(&self, addr: u64) -> u8 {
-        let mut byte = [0];
-        let span = self.memory.translate(&mut RegionCache::default(), addr, 1).unwrap();
-        // SAFETY: `self.memory` is alive and the span is one byte long.
-        unsafe { span.read(0, &mut byte) };
-        byte[0]
+        byte(&self.memory, addr)
     }
+}
+
+pub fn byte(memory: &GuestMemory, addr: u64) -> u8 {
+    let mut byte = [0];
+    let span = memory.translate(&mut RegionCache::default(), addr, 1).unwrap();
+    // SAFETY: `memory` is alive and the span is one byte long.
+    unsafe { span.read(0, &mut byte) };
+    byte[0]
 }
 
 pub fn write(memory: &GuestMemory, addr: u64, data: &[u8]) {

@@ -1,13 +1,14 @@
-//! Eventfds that KVM signals itself (ioeventfd) and listens to (irqfd), for as long as somebody holds what is returned here.
+//! Eventfds that KVM signals itself (ioeventfd) and listens to (irqfd), and zones where it posts writes, for as long as
+//! somebody holds what is returned here.
 
 use std::sync::Arc;
 
-use kvm_ioctls::{IoEventAddress, NoDatamatch};
+use kvm_ioctls::{Cap, IoEventAddress, Kvm, NoDatamatch};
 use parking_lot::Mutex;
 use vmm_sys_util::eventfd::EventFd;
 
 use super::vm::KvmVm;
-use crate::engine::{Attachment, Doorbell, EngineError, Msi, MsiRoute};
+use crate::engine::{Attachment, Doorbell, EngineError, Msi, MsiRoute, Posting, Space};
 
 /// An ioeventfd.
 pub(super) struct DoorbellEvent {
@@ -64,6 +65,64 @@ impl Drop for DoorbellEvent {
                 fd.unregister_ioevent(event, &IoEventAddress::Mmio(address), value)
             }
         };
+    }
+}
+
+/// Which writes this KVM can post.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Zones {
+    ports: bool,
+    pub(super) addresses: bool,
+}
+
+impl Zones {
+    pub(super) fn of(kvm: &Kvm) -> Zones {
+        let addresses = kvm.check_extension(Cap::CoalescedMmio);
+        Zones { ports: addresses && kvm.check_extension(Cap::CoalescedPio), addresses }
+    }
+}
+
+/// Where KVM posts writes.
+pub(super) struct Zone {
+    vm: Arc<KvmVm>,
+    posting: Posting,
+}
+
+impl Zone {
+    pub(super) fn attach(vm: Arc<KvmVm>, posting: Posting) -> Result<Zone, EngineError> {
+        let (can, what) = match posting.space {
+            Space::Ports => (vm.zones.ports, "KVM_CAP_COALESCED_PIO"),
+            Space::Addresses => (vm.zones.addresses, "KVM_CAP_COALESCED_MMIO"),
+        };
+        if !can || vm.posted.get().is_none() {
+            return Err(EngineError::Unsupported(format!("posted writes need {what}, which this KVM does not have")));
+        }
+        let zone = Zone { vm, posting };
+        let (address, size) = zone.place();
+        zone.vm.fd.register_coalesced_mmio(address, size).map_err(|error| {
+            EngineError::system(format!("KVM_REGISTER_COALESCED_MMIO of {:x?}", zone.posting), error)
+        })?;
+        Ok(zone)
+    }
+
+    fn place(&self) -> (IoEventAddress, u32) {
+        let Posting { space, range } = self.posting;
+        // Registers of a device: never four gigabytes of them.
+        let size = (range.last - range.base + 1) as u32;
+        match space {
+            Space::Ports => (IoEventAddress::Pio(range.base), size),
+            Space::Addresses => (IoEventAddress::Mmio(range.base), size),
+        }
+    }
+}
+
+impl Attachment for Zone {}
+
+impl Drop for Zone {
+    fn drop(&mut self) {
+        let (address, size) = self.place();
+        // As for a doorbell.
+        let _ = self.vm.fd.unregister_coalesced_mmio(address, size);
     }
 }
 

@@ -9,6 +9,7 @@
 //! | 0x1 | "hypervisor present" and, where KVM has it, the local APIC's TSC deadline timer |
 //! | 0x1, 0x8000_0001 | no VT-x and no SVM: the state of a guest's own guests is not saved |
 //! | 0x4, 0x8000_0008 | how many cores share a package |
+//! | 0x15 | the frequency of the time-stamp counter as a ratio to that of the local APIC's timer, which KVM runs at 1 GHz; none where the processor has no such leaf |
 //! | 0x4000_0010 | the frequency of the time-stamp counter in kHz, so that a guest need not measure it against a timer |
 //!
 //! Intel SDM 2, CPUID; AMD APM 3, appendix E; Linux Documentation/virt/kvm/x86/cpuid.rst.
@@ -27,6 +28,12 @@ const FEATURE_HYPERTHREADING: u32 = 1 << 28;
 const KVM_SIGNATURE: u32 = 0x4000_0000;
 /// Where hypervisors tell frequencies, a convention that VMware began and Linux's guests of any hypervisor may read.
 const FREQUENCIES: u32 = 0x4000_0010;
+/// Time-stamp counter and core crystal clock (Intel SDM 2, CPUID leaf 15H).
+const TSC_RATIO: u32 = 0x15;
+/// What KVM's local APICs count at, and so what stands for the crystal clock: Linux takes that for the APIC's clock.
+const APIC_HZ: u32 = 1_000_000_000;
+/// The largest numerator: Linux computes kHz of the crystal times the numerator in 32 bits.
+const NUMERATOR_MAX: u64 = u32::MAX as u64 / (APIC_HZ as u64 / 1000);
 
 /// The leaves for vCPU `index` of `count`, whose time-stamp counter runs at `tsc_khz`.
 pub(super) fn leaves(kvm: &Kvm, index: usize, count: usize, tsc_khz: u32) -> Result<CpuId, EngineError> {
@@ -35,6 +42,8 @@ pub(super) fn leaves(kvm: &Kvm, index: usize, count: usize, tsc_khz: u32) -> Res
         .map_err(|error| EngineError::system("KVM_GET_SUPPORTED_CPUID", error))?;
     let place = Place { id: index as u32, count: count as u32 };
     let deadline = kvm.check_extension(Cap::TscDeadlineTimer);
+    let intel =
+        supported.as_slice().iter().any(|entry| entry.function == 0 && entry.ebx == u32::from_le_bytes(*b"Genu"));
     let mut entries: Vec<_> =
         supported.as_slice().iter().filter(|entry| entry.function != FREQUENCIES).copied().collect();
     for entry in &mut entries {
@@ -47,6 +56,12 @@ pub(super) fn leaves(kvm: &Kvm, index: usize, count: usize, tsc_khz: u32) -> Res
                 }
             }
             0x8000_0001 => entry.ecx &= !FEATURE_SVM,
+            // Other makers have not defined it.
+            TSC_RATIO if intel => {
+                let (numerator, denominator) = tsc_ratio(tsc_khz);
+                let crystal = if numerator != 0 { APIC_HZ } else { 0 };
+                (entry.eax, entry.ebx, entry.ecx, entry.edx) = (denominator, numerator, crystal, 0);
+            }
             KVM_SIGNATURE => entry.eax = entry.eax.max(FREQUENCIES),
             _ => {}
         }
@@ -57,6 +72,23 @@ pub(super) fn leaves(kvm: &Kvm, index: usize, count: usize, tsc_khz: u32) -> Res
     place.add_topology(&mut entries);
     CpuId::from_entries(&entries)
         .map_err(|error| EngineError::Unsupported(format!("{} leaves of CPUID: {error:?}", entries.len())))
+}
+
+/// The frequency of the time-stamp counter over that of the APIC's timer, as numerator and denominator: the closest one that
+/// guests can compute with, by continued fractions. It is less than one in a million off. Zeros: it is not known.
+fn tsc_ratio(tsc_khz: u32) -> (u32, u32) {
+    let (mut rest, mut divisor) = (u64::from(tsc_khz), u64::from(APIC_HZ / 1000));
+    let (mut last, mut ratio) = ((0, 1), (1, 0));
+    while divisor != 0 {
+        let whole = rest / divisor;
+        let next = (whole * ratio.0 + last.0, whole * ratio.1 + last.1);
+        if next.0 > NUMERATOR_MAX {
+            break;
+        }
+        (last, ratio) = (ratio, next);
+        (rest, divisor) = (divisor, rest % divisor);
+    }
+    if ratio.0 == 0 || ratio.1 == 0 { (0, 0) } else { (ratio.0 as u32, ratio.1 as u32) }
 }
 
 /// One core of a package.
@@ -123,5 +155,23 @@ impl Place {
             };
             entries.extend([level(0, THREADS, 0, 1), level(1, CORES, self.bits(), self.count), level(2, 0, 0, 0)]);
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_ratio_of_the_time_stamp_counter_is_one_that_guests_can_compute() {
+        for khz in [1_000_000, 2_000_000, 2_445_406, 2_593_905, 2_899_999, 3_187_201, 4_294_001, 800_123] {
+            let (numerator, denominator) = tsc_ratio(khz);
+            // As Linux does (arch/x86/kernel/tsc.c, native_calibrate_tsc): an overflow would be a panic here.
+            let computed = f64::from(APIC_HZ / 1000 * numerator) / f64::from(denominator);
+            assert!((computed - f64::from(khz)).abs() < f64::from(khz) / 1e6, "{khz}: {numerator}/{denominator}");
+        }
+        assert_eq!(tsc_ratio(2_000_000), (2, 1));
+        assert_eq!(tsc_ratio(2_500_000), (5, 2));
+        assert_eq!(tsc_ratio(0), (0, 0), "not known");
     }
 }

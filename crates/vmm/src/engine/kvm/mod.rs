@@ -12,6 +12,7 @@
 
 mod attachments;
 mod blob;
+mod coalesced_ring;
 mod cpuid;
 mod dirty_ring;
 mod routes;
@@ -31,6 +32,7 @@ use viaduct_memory::GuestMemory;
 
 use super::ioapic::{self, IoApic};
 use super::{EngineError, Interrupts, OwnedVm, Parts, Vcpu};
+use attachments::Zones;
 use dirty_ring::DirtyRing;
 use routes::Routes;
 use slots::Slots;
@@ -129,6 +131,8 @@ pub fn create(memory: &GuestMemory, options: Options) -> Result<Parts, EngineErr
         kept: Kept::new(&kvm, interrupts != Interrupts::None)?,
         vcpus,
         ioapic: OnceLock::new(),
+        zones: Zones::of(&kvm),
+        posted: OnceLock::new(),
         dirty_ring,
         rings: Mutex::default(),
     });

@@ -107,6 +107,19 @@ impl Slots {
         }
     }
 
+    /// A ring may have lost some: any page may have been written.
+    pub(super) fn note_all_dirty(&mut self) {
+        let Some(dirty) = &mut self.dirty else { return };
+        for slot in &self.slots {
+            let pages = slot.size / PAGE;
+            let mut bitmap = vec![u64::MAX; pages.div_ceil(64) as usize];
+            if let Some(last) = bitmap.last_mut().filter(|_| !pages.is_multiple_of(64)) {
+                *last = (1 << (pages % 64)) - 1;
+            }
+            dirty.insert(slot.number, bitmap);
+        }
+    }
+
     /// The pages that were noted, by region; `rings`: rings have told them, and else KVM has bitmaps.
     pub(super) fn take_dirty(&mut self, fd: &VmFd, rings: bool) -> Result<Vec<DirtyPages>, EngineError> {
         let Some(dirty) = &mut self.dirty else {

@@ -13,6 +13,7 @@ use kvm_ioctls::{Kvm, VcpuExit, VcpuFd};
 use serde::Deserialize;
 use serde_json::Value;
 
+use super::coalesced_ring::CoalescedRing;
 use super::cpuid;
 use super::dirty_ring::DirtyRing;
 use super::run_page::{RunKick, RunPage};
@@ -22,6 +23,8 @@ use crate::engine::{Debug, EngineError, Exit, Kick, Registers, Segment, Table, V
 
 /// What a page table translates at once, at least.
 const PAGE: u64 = 4096;
+/// How often that is believed to be somebody else's taking of the entries.
+const FULL_OF_NOTHING_MAX: u32 = 100;
 /// The exception of a breakpoint instruction (Intel SDM 3, 6.15).
 const BREAKPOINT_EXCEPTION: u32 = 3;
 
@@ -32,6 +35,8 @@ pub(super) struct KvmVcpu {
     index: usize,
     vm: Arc<KvmVm>,
     debug: Debug,
+    /// How often in a row KVM has said that the dirty ring is full, and it was empty.
+    full_of_nothing: u32,
 }
 
 impl KvmVcpu {
@@ -40,6 +45,11 @@ impl KvmVcpu {
         let fd = vm.fd.create_vcpu(index as u64).map_err(|error| system("KVM_CREATE_VCPU", error))?;
         let page = RunPage::map(&fd, vm.fd.run_size())
             .map_err(|error| EngineError::system(format!("mapping the shared page of vCPU {index}"), error))?;
+        if index == 0 && vm.zones.addresses {
+            let ring = CoalescedRing::map(&fd);
+            let ring = ring.map_err(|error| EngineError::system("mapping the ring of posted writes", error))?;
+            vm.posted.get_or_init(|| ring);
+        }
         if let Some(entries) = vm.dirty_ring {
             let ring = DirtyRing::map(&fd, entries);
             let ring =
@@ -48,7 +58,7 @@ impl KvmVcpu {
         }
         let leaves = cpuid::leaves(kvm, index, count, fd.get_tsc_khz().unwrap_or(0))?;
         fd.set_cpuid2(&leaves).map_err(|error| system("KVM_SET_CPUID2", error))?;
-        Ok(KvmVcpu { fd, page: Arc::new(page), index, vm, debug: Debug::default() })
+        Ok(KvmVcpu { fd, page: Arc::new(page), index, vm, debug: Debug::default(), full_of_nothing: 0 })
     }
 
     fn apply_debug(&self, inject: u32) -> Result<(), EngineError> {
@@ -100,8 +110,16 @@ impl Vcpu for KvmVcpu {
             VcpuExit::MmioRead(address, data) => Exit::Read { address, data },
             VcpuExit::MmioWrite(address, data) => Exit::Write { address, data },
             VcpuExit::Unsupported(KVM_EXIT_DIRTY_RING_FULL) => {
-                self.vm.take_rings()?;
-                Exit::Interrupted
+                // Somebody else may just have taken them; but not each time.
+                self.full_of_nothing = if self.vm.take_rings()? == 0 { self.full_of_nothing + 1 } else { 0 };
+                if self.full_of_nothing < FULL_OF_NOTHING_MAX {
+                    return Ok(Exit::Interrupted);
+                }
+                self.full_of_nothing = 0;
+                Exit::Failed(format!(
+                    "KVM says that the dirty ring of vCPU {index} is full, and there is nothing in it: it has written more \
+                     entries than the ring has, as KVMs do that emulate (docs/engine.md); log by bitmaps there"
+                ))
             }
             VcpuExit::Intr | VcpuExit::IrqWindowOpen => Exit::Interrupted,
             VcpuExit::Hlt => Exit::Halt,

@@ -12,7 +12,8 @@ use vmm_sys_util::eventfd::EventFd;
 use vmm_sys_util::ioctl::ioctl;
 use vmm_sys_util::ioctl_io_nr;
 
-use super::attachments::{DoorbellEvent, LineEvent, MsiEvent};
+use super::attachments::{DoorbellEvent, LineEvent, MsiEvent, Zone, Zones};
+use super::coalesced_ring::CoalescedRing;
 use super::dirty_ring::DirtyRing;
 use super::routes::Routes;
 use super::slots::Slots;
@@ -21,7 +22,9 @@ use super::vm_state::{self, VmState};
 use super::{IOAPIC_PINS, Options};
 use crate::bus::BusDevice;
 use crate::engine::ioapic::{self, IoApic, Wires};
-use crate::engine::{Attachment, DirtyPages, Doorbell, EngineError, Interrupts, Msi, MsiRoute, OwnedVm, Vm};
+use crate::engine::{
+    Attachment, DirtyPages, Doorbell, EngineError, Interrupts, Msi, MsiRoute, OwnedVm, PostedWrite, Posting, Vm,
+};
 
 /// The machine's descriptor and what has been told to it. vCPUs hold it too, so that the guest's memory outlives them.
 pub(super) struct KvmVm {
@@ -33,6 +36,9 @@ pub(super) struct KvmVm {
     pub(super) vcpus: usize,
     /// The IOAPIC, if it is in this process.
     pub(super) ioapic: OnceLock<Arc<IoApic>>,
+    /// Which writes KVM can post, and where it keeps them.
+    pub(super) zones: Zones,
+    pub(super) posted: OnceLock<CoalescedRing>,
     /// Entries of each vCPU's dirty ring, and the rings.
     pub(super) dirty_ring: Option<u32>,
     pub(super) rings: Mutex<Vec<DirtyRing>>,
@@ -63,16 +69,23 @@ impl KvmVm {
         })
     }
 
-    /// Takes what the vCPUs' rings tell of pages that were written.
-    pub(super) fn take_rings(&self) -> Result<(), EngineError> {
+    /// Takes what the vCPUs' rings tell of pages that were written. Returns how much it was.
+    pub(super) fn take_rings(&self) -> Result<usize, EngineError> {
         let mut rings = self.rings.lock();
         let mut slots = self.slots.lock();
-        rings.iter_mut().for_each(|ring| ring.take(|slot, page| slots.note_dirty(slot, page)));
+        let mut entries = 0;
+        for ring in &mut *rings {
+            let taken = ring.take(|slot, page| slots.note_dirty(slot, page));
+            entries += taken.entries;
+            if !taken.all {
+                slots.note_all_dirty();
+            }
+        }
         // SAFETY: the machine's own descriptor, and no argument.
         if unsafe { ioctl(&self.fd, KVM_RESET_DIRTY_RINGS()) } < 0 {
             return Err(EngineError::system("KVM_RESET_DIRTY_RINGS", std::io::Error::last_os_error()));
         }
-        Ok(())
+        Ok(entries)
     }
 
     fn check_interrupts(&self, what: &str) -> Result<(), EngineError> {
@@ -134,6 +147,10 @@ impl Vm for Arc<KvmVm> {
     fn attach_doorbell(&self, doorbell: Doorbell, event: &EventFd) -> Result<Box<dyn Attachment>, EngineError> {
         Ok(Box::new(DoorbellEvent::attach(self.clone(), doorbell, event)?))
     }
+
+    fn post_writes(&self, posting: Posting) -> Result<Box<dyn Attachment>, EngineError> {
+        Ok(Box::new(Zone::attach(self.clone(), posting)?))
+    }
 }
 
 /// How an IOAPIC in this process reaches the local APICs. It is held by the machine, so it does not hold it.
@@ -162,7 +179,12 @@ impl OwnedVm for Arc<KvmVm> {
     }
 
     fn log_dirty_pages(&self, on: bool) -> Result<(), EngineError> {
-        self.slots.lock().log_dirty(&self.fd, on)
+        self.slots.lock().log_dirty(&self.fd, on)?;
+        if self.dirty_ring.is_some() && !on {
+            // What is left in the rings is nobody's.
+            self.take_rings()?;
+        }
+        Ok(())
     }
 
     fn take_dirty_pages(&self) -> Result<Vec<DirtyPages>, EngineError> {
@@ -170,6 +192,12 @@ impl OwnedVm for Arc<KvmVm> {
             self.take_rings()?;
         }
         self.slots.lock().take_dirty(&self.fd, self.dirty_ring.is_some())
+    }
+
+    fn take_posted(&self, deliver: &mut dyn FnMut(&PostedWrite)) {
+        if let Some(ring) = self.posted.get() {
+            ring.take(deliver);
+        }
     }
 
     fn end_of_interrupt(&self, vector: u8) {

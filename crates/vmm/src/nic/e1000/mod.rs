@@ -38,6 +38,7 @@ use vmm_sys_util::eventfd::{EFD_CLOEXEC, EFD_NONBLOCK, EventFd};
 
 use super::FrameEnd;
 use super::dma::Dma;
+use crate::bus::Range;
 use crate::pci::{Bar, BarKind, ConfigSpace, Description, Identity, PciFunction, Pins, register as config_register};
 use crate::platform::BadState;
 use registers::{Effect, Registers};
@@ -53,6 +54,14 @@ const MEMORY_BAR: usize = 0;
 const IO_BAR: usize = 1;
 const IO_ADDRESS: u64 = 0;
 const IO_DATA: u64 = 4;
+
+/// Registers whose writes wake nobody, which a driver reads back, or any other register, when it wants them to have
+/// arrived (PCI 3.0, 3.2.5): throttling, the multicast table, and the filter of VLANs.
+const POSTED: &[Range] = &[
+    Range { base: register::ITR as u64, last: register::ITR as u64 + 3 },
+    Range { base: register::MTA as u64, last: register::MTA as u64 + 0x1FF },
+    Range { base: register::VFTA as u64, last: register::VFTA as u64 + 0x1FF },
+];
 
 /// What a snapshot keeps of it.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -284,6 +293,10 @@ impl PciFunction for E1000 {
             (MEMORY_BAR, _) => self.write_register(offset, value),
             _ => {}
         }
+    }
+
+    fn posted(&self, bar: usize) -> &[Range] {
+        if bar == MEMORY_BAR { POSTED } else { &[] }
     }
 
     fn config_written(&self, _: &ConfigSpace, offset: usize, data: &[u8]) {
