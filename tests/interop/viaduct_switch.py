@@ -55,6 +55,11 @@ class ViaductSwitch:
             self.process.kill()
             raise
 
+    def wait_ready(self) -> None:
+        """Return when the switch, started again, has said that it is ready; files of a killed one look like sockets."""
+        process = self.running_process()
+        process.wait_for_output(f", pid {process.pid}\n")
+
     def _argument(self, port: PortSpec) -> str:
         options = [f"vhost-user:{port.socket}"]
         if port.client:

@@ -21,9 +21,8 @@ from soak.steady import SteadyPair
 RATE = 5_000
 PAUSE = 0.5
 RECOVERY = 1.0
-"""Seconds from the start of the new switch until frames pass."""
-RECONNECT = 1.0
-"""Seconds that QEMU waits before it connects again, from the kill on; less than that QEMU before 9.2 cannot."""
+"""Seconds from the start of the new switch until frames pass. Guests that connect look one second after they lost the
+switch (QEMU before 9.2 cannot do so earlier), so for them it is from the moment at which the new switch is ready."""
 MACS = "02:56:00:00:00:01", "02:56:00:00:00:02"
 STATION, RECEIVER = "02:56:00:00:50:01", "02:76:64:01:00:01"
 
@@ -66,6 +65,8 @@ def test_qemu_guests(directory: Path, image: GuestImage, soak: Soak, ring: str, 
             time.sleep(soak.random.uniform(0, PAUSE))
             switch.kill()
             switch.start()
+            if not guest_listens:
+                switch.wait_ready()
             began = time.monotonic()
             left.wait_reached("10.0.0.2")
             recoveries.append(time.monotonic() - began)
@@ -73,8 +74,7 @@ def test_qemu_guests(directory: Path, image: GuestImage, soak: Soak, ring: str, 
                 guest.run("killall ping")
             left.send_transfer("10.0.0.2", 4)
             right.send_transfer("10.0.0.1", 4)
-        limit = RECOVERY if guest_listens else RECONNECT + RECOVERY / 4
-        soak.measured("longest recovery", max(recoveries), "s", limit=limit)
+        soak.measured("longest recovery", max(recoveries), "s", limit=RECOVERY)
         soak.measured("half of them took at most", statistics.median(recoveries), "s")
         switch.stop()
     finally:
