@@ -18,11 +18,14 @@ class Serial(BusDevice):
     def __new__(cls, vm: Vm, gsi: int, *, output_limit: int = ...) -> Serial: ...
     @property
     def event_fd(self) -> int:
-        """An eventfd that is readable while there is output to take; it stays the device's."""
+        """An eventfd that is readable while there is output to take, and when `await_room` was answered; it stays the
+        device's."""
     def take_output(self) -> tuple[bytes, int]:
         """What the guest has written, and how many bytes before that were lost since the last call."""
     def input(self, data: bytes) -> int:
         """Gives the guest bytes to read; returns how many there was room for."""
+    def await_room(self) -> None:
+        """Makes `event_fd` readable once when the guest has read so much that there is room for 32 KiB, or now."""
     @property
     def unread(self) -> int:
         """Bytes that the guest has not read yet, at most 65552."""

@@ -78,6 +78,10 @@ class SerialConsole:
         self._typed()
 
     def _written(self) -> None:
+        self._show()
+        self._typed()
+
+    def _show(self) -> None:
         data, lost = self._serial.take_output()
         if lost:
             self._terminal.output(b"\r\n[%d bytes of output were lost]\r\n" % lost)
@@ -87,11 +91,13 @@ class SerialConsole:
         room = SERIAL_ROOM - self._serial.unread
         if room > 0 and (data := self._terminal.take_input(room)):
             self._serial.input(data)
+        if self._terminal.input_waiting:
+            self._serial.await_room()  # ... and `_written` comes here again.
 
     def close(self) -> None:
         """Takes what is left of the output, and lets go of both."""
         self._loop.remove_reader(self._serial.event_fd)
-        self._written()
+        self._show()
         self._terminal.on_input = lambda: None
 
 

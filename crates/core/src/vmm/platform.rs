@@ -72,6 +72,10 @@ impl Serial {
         py.detach(|| self.inner.input(data))
     }
 
+    fn await_room(&self) {
+        self.inner.await_room();
+    }
+
     #[getter]
     fn unread(&self) -> usize {
         self.inner.unread()

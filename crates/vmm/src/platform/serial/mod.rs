@@ -5,7 +5,8 @@
 //! A line of infinite speed: a byte written to the transmitter has left when the write returns, so the transmitter is always
 //! empty, and its interrupt is due again after every byte. What the guest says goes into an [`Output`], which its owner
 //! empties; the guest never waits for the owner. What the owner says waits in a queue of its own, from where the 16 bytes of
-//! the receiver's FIFO are filled as the guest reads them, so nothing is lost that was taken.
+//! the receiver's FIFO are filled as the guest reads them, so nothing is lost that was taken. An owner who has more to say
+//! than there is room for is told, if it asks, when half of the room is free again.
 //!
 //! Interrupts are a level: high while there is a cause that the guest has enabled. A PC's interrupt controller wants an edge
 //! for each, so a cause that ends and comes again while the level stays high is shown as a short low.
@@ -19,6 +20,7 @@ mod registers;
 mod tests;
 
 use std::collections::VecDeque;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use parking_lot::Mutex;
 use serde::{Deserialize, Serialize};
@@ -57,12 +59,14 @@ pub struct Serial {
     line: Line,
     output: Output,
     state: Mutex<SerialState>,
+    /// The owner shall be told when there is room for input.
+    room_awaited: AtomicBool,
 }
 
 impl Serial {
     /// A port that interrupts by `line`, and whose output goes to `output`.
     pub fn new(line: Line, output: Output) -> Serial {
-        Serial { line, output, state: Mutex::default() }
+        Serial { line, output, state: Mutex::default(), room_awaited: AtomicBool::new(false) }
     }
 
     /// Where the guest's output is.
@@ -78,6 +82,20 @@ impl Serial {
         state.refill();
         self.show(&state);
         taken
+    }
+
+    /// Signals the output's eventfd once when there is room for half of [`INPUT_MAX`], or now if there is.
+    pub fn await_room(&self) {
+        let state = self.state.lock();
+        self.room_awaited.store(true, Ordering::Relaxed);
+        self.tell_of_room(&state);
+    }
+
+    fn tell_of_room(&self, state: &SerialState) {
+        if state.waiting.len() <= INPUT_MAX / 2 && self.room_awaited.load(Ordering::Relaxed) {
+            self.room_awaited.store(false, Ordering::Relaxed);
+            self.output.signal();
+        }
     }
 
     /// Bytes of input that the guest has not read.
@@ -132,6 +150,7 @@ impl BusDevice for Serial {
             let at = offset.wrapping_add(n as u64);
             *byte = state.read(at);
         }
+        self.tell_of_room(&state);
         self.show(&state);
     }
 

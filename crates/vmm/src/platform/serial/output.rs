@@ -39,9 +39,14 @@ impl Output {
         }
         kept.bytes.push_back(byte);
         if kept.bytes.len() == 1 {
-            // It fails only when it is readable anyway.
-            let _ = self.event.write(1);
+            self.signal();
         }
+    }
+
+    /// Makes the eventfd readable, until the next [`take`](Output::take).
+    pub(super) fn signal(&self) {
+        // It fails only when it is readable anyway.
+        let _ = self.event.write(1);
     }
 
     /// Takes all there is, and how many bytes before it were lost since the last call.
@@ -52,7 +57,8 @@ impl Output {
         (std::mem::take(&mut kept.bytes).into(), std::mem::take(&mut kept.lost))
     }
 
-    /// An eventfd that is readable while there is something to take. It stays this buffer's.
+    /// An eventfd that is readable while there is something to take, and when room for input was awaited. It stays this
+    /// buffer's.
     pub fn event_fd(&self) -> RawFd {
         self.event.as_raw_fd()
     }

@@ -220,3 +220,26 @@ fn wide_and_outlying_accesses_are_answered() {
     port.write(u64::MAX - 8, &[0; 8]);
     assert_eq!(port.output().take().0, b"");
 }
+
+#[test]
+fn who_awaits_room_is_told_once() {
+    let (_, port) = port(4);
+    port.await_room();
+    assert!(readable(&port), "there is room already");
+    port.output().take();
+    assert_eq!(port.input(&[b'x'; INPUT_MAX + FIFO]), INPUT_MAX);
+    port.await_room();
+    for unread in (INPUT_MAX / 2 + 2..=INPUT_MAX).rev() {
+        assert!(!readable(&port), "{unread} bytes unread");
+        read(&port, 0);
+    }
+    while port.unread() > INPUT_MAX / 2 {
+        read(&port, 0);
+    }
+    assert!(readable(&port));
+    port.output().take();
+    while port.unread() > 0 {
+        assert_eq!(read(&port, 0), b'x');
+    }
+    assert!(!readable(&port));
+}
