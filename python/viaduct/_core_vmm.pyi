@@ -94,11 +94,15 @@ class Vm:
         """Changes the registers that are named; raises KeyError for an unknown name, ValueError while the vCPU runs."""
     def start(self, *, paused: bool = False) -> None:
         """Starts a thread for each vCPU, and the guest, or, `paused`, not yet the guest: event "paused" follows."""
-    def serve_gdb(self, port: int) -> int:
+    def serve_gdb(self, port: int, *, wait: bool = False) -> int:
         """Listens for gdb on a port of the loopback interface, 0 for any, and returns it. The machine must be started.
 
-        While gdb is attached it pauses and resumes the machine; when it goes, the guest goes on.
+        The guest runs when neither gdb nor the owner has paused it. `wait`: gdb has, from now on, until one has come
+        that lets it go on. An event "triple-fault" or "failed" is gdb's first, and the owner's when gdb continues.
         """
+    @property
+    def gdb(self) -> Literal["awaited", "absent", "stopped", "running"] | None:
+        """Whether gdb is attached, and the guest stands still for it; None: it is not listened for."""
     def request_pause(self) -> None:
         """Asks all vCPUs to stop before their next instruction. Event "paused" follows."""
     def wait_paused(self, seconds: float) -> bool:
@@ -107,7 +111,7 @@ class Vm:
     def paused(self) -> bool:
         """Whether all vCPUs are parked after a pause."""
     def resume(self) -> None:
-        """Lets all vCPUs go on, those that have halted as well."""
+        """Lets all vCPUs go on, those that have halted as well; when gdb has paused them, as soon as it goes on."""
     def save(self) -> str:
         """vCPUs, interrupt controllers and clocks of a paused machine as JSON. Memory and devices are not in it."""
     def restore(self, state: str) -> None:

@@ -13,6 +13,8 @@ use crate::machine::Event;
 pub(crate) struct Debugger {
     attached: AtomicBool,
     stops: Mutex<VecDeque<(usize, Event)>>,
+    /// The end of the guest that the debugger was told of, and the owner was not yet.
+    end: Mutex<Option<(usize, Event)>>,
     event: EventFd,
     /// Linear addresses, and the bytes that breakpoint instructions have replaced.
     breakpoints: Mutex<BTreeMap<u64, u8>>,
@@ -22,7 +24,13 @@ impl Debugger {
     pub(crate) fn new() -> Result<Debugger, EngineError> {
         let event = EventFd::new(EFD_NONBLOCK | EFD_CLOEXEC)
             .map_err(|error| EngineError::system("making an eventfd for a debugger", error))?;
-        Ok(Debugger { attached: AtomicBool::new(false), stops: Mutex::default(), event, breakpoints: Mutex::default() })
+        Ok(Debugger {
+            attached: AtomicBool::new(false),
+            stops: Mutex::default(),
+            end: Mutex::default(),
+            event,
+            breakpoints: Mutex::default(),
+        })
     }
 
     /// From now on a debugger is told what stops vCPUs, or no longer.
@@ -31,14 +39,28 @@ impl Debugger {
         self.forget_stops();
     }
 
-    /// A vCPU has stopped. Returns whether that is the debugger's affair alone.
+    /// Whether one is.
+    pub(crate) fn is_attached(&self) -> bool {
+        self.attached.load(Ordering::SeqCst)
+    }
+
+    /// A vCPU has stopped. Returns whether that is the debugger's affair, for now. What a guest asks of its owner is not.
     pub(crate) fn stopped(&self, vcpu: usize, event: &Event) -> bool {
         if !self.attached.load(Ordering::SeqCst) {
             return false;
         }
         self.stops.lock().push_back((vcpu, event.clone()));
+        let ends = matches!(event, Event::TripleFault { .. } | Event::Failed { .. });
+        if ends {
+            self.end.lock().get_or_insert_with(|| (vcpu, event.clone()));
+        }
         self.wake();
-        matches!(event, Event::Debug { .. })
+        ends || matches!(event, Event::Debug { .. })
+    }
+
+    /// The end of the guest that the owner shall be told of.
+    pub(crate) fn take_end(&self) -> Option<(usize, Event)> {
+        self.end.lock().take()
     }
 
     /// Makes who waits for the eventfd look.

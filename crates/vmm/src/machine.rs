@@ -9,6 +9,10 @@
 //! counted as *parked*: when all are, the machine is paused, its owner is told, and registers may be read and changed by
 //! any thread until it is resumed.
 //!
+//! A machine is paused for its owner, or for a debugger, or for both: it runs when neither wants it to stand still. So an
+//! owner's pause outlives a debugger that comes and goes, and an owner who resumes does not take a vCPU away from a debugger
+//! that looks at it.
+//!
 //! Nothing here waits for a guest except [`Machine::wait_paused`] and [`Machine::stop`], which wait for a device's answer at
 //! most.
 
@@ -88,9 +92,18 @@ pub(crate) enum Wish {
     Stop,
 }
 
+/// For whom a machine is paused.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum PausedFor {
+    Owner,
+    Debugger,
+}
+
 /// What changes when the wish does.
 pub(crate) struct State {
     wish: Wish,
+    for_owner: bool,
+    for_debugger: bool,
     /// vCPU threads that wait.
     parked: usize,
     /// Counts resumes, for vCPUs that wait for the next one.
@@ -121,6 +134,19 @@ pub(crate) struct Shared {
     wish: AtomicU8,
 }
 
+impl State {
+    fn new(wish: Wish) -> State {
+        State { wish, for_owner: wish == Wish::Pause, for_debugger: false, parked: 0, resumes: 0 }
+    }
+
+    fn paused_for(&mut self, who: PausedFor) -> &mut bool {
+        match who {
+            PausedFor::Owner => &mut self.for_owner,
+            PausedFor::Debugger => &mut self.for_debugger,
+        }
+    }
+}
+
 impl Shared {
     /// Whether the guest may be entered on this vCPU.
     pub(crate) fn may_run(&self, vcpu: usize) -> bool {
@@ -137,13 +163,15 @@ impl Shared {
         self.changed.notify_all();
     }
 
-    /// Asks all vCPUs to park. The owner is told when they have.
-    pub(crate) fn request_pause(&self, vcpu: usize) {
+    /// Asks all vCPUs to park, until `who` resumes them. The owner is told when they have.
+    pub(crate) fn request_pause(&self, vcpu: usize, who: PausedFor) {
         let mut state = self.state.lock();
-        if state.wish != Wish::Run {
+        if state.wish == Wish::Stop || std::mem::replace(state.paused_for(who), true) {
             return;
         }
-        self.wish(&mut state, Wish::Pause);
+        if state.wish == Wish::Run {
+            self.wish(&mut state, Wish::Pause);
+        }
         let already = state.parked == self.processors.len();
         drop(state);
         if already {
@@ -218,7 +246,7 @@ impl Machine {
             processors,
             owner,
             debugger: Debugger::new()?,
-            state: Mutex::new(State { wish: Wish::Stop, parked: 0, resumes: 0 }),
+            state: Mutex::new(State::new(Wish::Stop)),
             changed: Condvar::new(),
             wish: AtomicU8::new(Wish::Stop as u8),
         };
@@ -344,7 +372,10 @@ impl Machine {
         if !threads.is_empty() {
             return Err(EngineError::Invalid("the machine has been started already".into()));
         }
-        self.shared.wish(&mut self.shared.state.lock(), wish);
+        let mut state = self.shared.state.lock();
+        *state = State { resumes: state.resumes, ..State::new(wish) };
+        self.shared.wish(&mut state, wish);
+        drop(state);
         for vcpu in 0..self.vcpus() {
             let shared = self.shared.clone();
             let thread = std::thread::Builder::new().name(format!("vcpu {vcpu}"));
@@ -362,7 +393,29 @@ impl Machine {
 
     /// Asks all vCPUs to park, which they do before their next instruction; the owner is told when the last one has.
     pub fn request_pause(&self) {
-        self.shared.request_pause(0);
+        self.shared.request_pause(0, PausedFor::Owner);
+    }
+
+    /// The same for a debugger.
+    pub(crate) fn request_pause_for_debugger(&self) {
+        self.shared.request_pause(0, PausedFor::Debugger);
+    }
+
+    /// From now on it is a debugger that lets the guest go on.
+    pub(crate) fn leave_to_debugger(&self) {
+        self.request_pause_for_debugger();
+        // Refused where it has ended.
+        let _ = self.resume();
+    }
+
+    /// Whether a debugger lets the machine stand still.
+    pub fn is_paused_for_debugger(&self) -> bool {
+        self.shared.state.lock().for_debugger
+    }
+
+    /// Whether a debugger is attached.
+    pub fn is_debugged(&self) -> bool {
+        self.shared.debugger.is_attached()
     }
 
     /// Waits until all vCPUs are parked, at most for `patience`. Returns whether they are, as the machine shall be paused.
@@ -380,25 +433,42 @@ impl Machine {
         self.wait_paused(Duration::ZERO)
     }
 
-    /// Lets all vCPUs go on, those that have halted as well.
+    /// Lets all vCPUs go on, those that have halted as well; but for a debugger, when that does.
     ///
     /// # Errors
     /// [`EngineError::Invalid`] if it has not been started, or has been stopped.
     pub fn resume(&self) -> Result<(), EngineError> {
-        self.resume_without(&|_| false)
+        self.resume_for(PausedFor::Owner, &mut self.shared.state.lock())
     }
 
-    /// Lets all vCPUs go on except those that are `held`, until the next time.
-    pub(crate) fn resume_without(&self, held: &dyn Fn(usize) -> bool) -> Result<(), EngineError> {
+    /// Lets all vCPUs go on except those that are `held`, until the next time; but for the owner, when that does. Of an
+    /// end that the debugger was told first, the owner is told now, and the machine stays paused.
+    pub(crate) fn resume_for_debugger(&self, held: &dyn Fn(usize) -> bool) -> Result<(), EngineError> {
+        let end = self.shared.debugger.take_end();
         let mut state = self.shared.state.lock();
-        if state.wish == Wish::Stop {
-            return Err(EngineError::Invalid("the machine is not started".into()));
-        }
-        state.resumes += 1;
         for (vcpu, processor) in self.shared.processors.iter().enumerate() {
             processor.held.store(held(vcpu), Ordering::SeqCst);
         }
-        self.shared.wish(&mut state, Wish::Run);
+        if end.is_some() {
+            state.for_owner = true;
+        }
+        self.resume_for(PausedFor::Debugger, &mut state)?;
+        drop(state);
+        if let Some((vcpu, event)) = end {
+            self.shared.owner.event(vcpu, event);
+        }
+        Ok(())
+    }
+
+    fn resume_for(&self, who: PausedFor, state: &mut MutexGuard<'_, State>) -> Result<(), EngineError> {
+        if state.wish == Wish::Stop {
+            return Err(EngineError::Invalid("the machine is not started".into()));
+        }
+        *state.paused_for(who) = false;
+        if !state.for_owner && !state.for_debugger {
+            state.resumes += 1;
+            self.shared.wish(state, Wish::Run);
+        }
         Ok(())
     }
 

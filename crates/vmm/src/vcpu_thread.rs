@@ -7,7 +7,7 @@ use parking_lot::MutexGuard;
 use crate::bus::Bus;
 use crate::engine::{Exit, Space, Vcpu};
 use crate::exits::{ExitTable, Reason};
-use crate::machine::{Event, Place, Processor, Shared};
+use crate::machine::{Event, PausedFor, Place, Processor, Shared};
 
 /// The longest instruction (Intel SDM 2, 2.3.11).
 const INSTRUCTION_MAX: usize = 15;
@@ -186,7 +186,7 @@ fn deliver_posted(shared: &Shared, exits: &ExitTable, left: Instant) -> Instant 
     end
 }
 
-/// Pauses the machine and tells its owner why.
+/// Pauses the machine and tells its owner why, or a debugger.
 fn report(shared: &Shared, index: usize, vcpu: &mut MutexGuard<'_, Box<dyn Vcpu>>, end: End) {
     let event = match end {
         End::TripleFault => Event::TripleFault { at: place(&***vcpu) },
@@ -195,8 +195,10 @@ fn report(shared: &Shared, index: usize, vcpu: &mut MutexGuard<'_, Box<dyn Vcpu>
         End::Debug { address, dr6 } => Event::Debug { address, dr6 },
     };
     MutexGuard::unlocked(vcpu, || {
-        shared.request_pause(index);
-        if !shared.debugger.stopped(index, &event) {
+        if shared.debugger.stopped(index, &event) {
+            shared.request_pause(index, PausedFor::Debugger);
+        } else {
+            shared.request_pause(index, PausedFor::Owner);
             shared.owner.event(index, event);
         }
     });

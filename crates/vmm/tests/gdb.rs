@@ -2,13 +2,15 @@
 
 mod guest;
 
+use std::net::SocketAddr;
 use std::process::Command;
 use std::sync::Arc;
 
 use guest::{CODE, Guest, Recorder, until};
-use viaduct_vmm::engine::Interrupts;
 use viaduct_vmm::engine::kvm::Options;
+use viaduct_vmm::engine::{Interrupts, Table};
 use viaduct_vmm::gdb::GdbServer;
+use viaduct_vmm::machine::Event;
 
 /// In real mode: inc dword [0x800]; inc ax; out 0x18, al; jmp to the beginning
 const LOOP: &[u8] = &[0x66, 0xFF, 0x06, 0x00, 0x08, 0x40, 0xE6, 0x18, 0xEB, 0xF6];
@@ -31,22 +33,26 @@ fn debugged(vcpus: usize) -> Debugged {
 }
 
 impl Debugged {
-    /// What a gdb says that executes these commands.
     fn gdb(&self, commands: &[&str]) -> String {
-        let mut gdb = Command::new("timeout");
-        gdb.args(["--kill-after=5", "100", "gdb", "--nx", "--batch"]);
-        gdb.args(["-ex", "set pagination off", "-ex", "set architecture i386:x86-64"]);
-        gdb.args(["-ex", &format!("target remote {}", self.server.address())]);
-        gdb.args(commands.iter().flat_map(|command| ["-ex", command]));
-        let output = gdb.output().expect("these tests need gdb");
-        let text = [output.stdout, output.stderr].concat();
-        String::from_utf8_lossy(&text).into_owned()
+        gdb(self.server.address(), commands)
     }
 
     fn runs(&self) {
         let before = self.device.writes().len();
         until(|| self.device.writes().len() > before);
     }
+}
+
+/// What a gdb says that executes these commands.
+fn gdb(address: SocketAddr, commands: &[&str]) -> String {
+    let mut gdb = Command::new("timeout");
+    gdb.args(["--kill-after=5", "100", "gdb", "--nx", "--batch"]);
+    gdb.args(["-ex", "set pagination off", "-ex", "set architecture i386:x86-64"]);
+    gdb.args(["-ex", &format!("target remote {address}")]);
+    gdb.args(commands.iter().flat_map(|command| ["-ex", command]));
+    let output = gdb.output().expect("these tests need gdb");
+    let text = [output.stdout, output.stderr].concat();
+    String::from_utf8_lossy(&text).into_owned()
 }
 
 fn assert_says(output: &str, words: &[&str]) {
@@ -143,4 +149,48 @@ fn a_server_ends_under_an_attached_gdb() {
     drop(connection);
     let guest = debugged.guest;
     until(|| !guest.machine.is_paused());
+}
+
+/// The guest loads a segment that does not exist, and has no handler for that.
+fn faulty() -> Debugged {
+    let guest = Guest::new(&[0x66, 0xB8, 0x50, 0x00, 0x8E, 0xD8]); // mov ax, 0x50; mov ds, ax
+    guest.protected();
+    guest
+        .machine
+        .with_vcpu(0, |vcpu| {
+            let mut registers = vcpu.registers()?;
+            registers.idt = Table { base: 0, limit: 0 };
+            vcpu.set_registers(&registers)
+        })
+        .unwrap();
+    guest.machine.start_paused().unwrap();
+    let server = GdbServer::awaited(guest.machine.clone(), 0).unwrap();
+    Debugged { guest, device: Arc::new(Recorder::new("none")), server }
+}
+
+#[test]
+fn a_triple_fault_is_shown_to_gdb_and_then_to_the_owner() {
+    for last in ["detach", "continue"] {
+        let debugged = faulty();
+        let address = debugged.server.address();
+        let session = std::thread::spawn(move || gdb(address, &["p/x $eax", "continue", "p/x $eax", last]));
+        debugged.guest.wait(|event| matches!(event, Event::TripleFault { .. }));
+        assert!(debugged.guest.machine.is_paused());
+        // A gdb that has continued waits for the machine's end.
+        debugged.guest.machine.stop();
+        assert_says(&session.join().unwrap(), &["= 0x0", "SIGSEGV", "= 0x50"]);
+    }
+}
+
+#[test]
+fn what_the_owner_has_paused_stays_paused() {
+    let debugged = debugged(1);
+    let machine = &debugged.guest.machine;
+    machine.request_pause();
+    until(|| machine.is_paused());
+    debugged.gdb(&["detach"]);
+    assert!(machine.is_paused());
+    assert!(!machine.is_debugged());
+    machine.resume().unwrap();
+    debugged.runs();
 }

@@ -11,6 +11,7 @@ from typing import Annotated, Any
 import typer
 from typer.core import TyperGroup
 
+from .class_names import class_names
 from .device_balloon import balloon
 from .device_blk import blk
 from .device_console import console
@@ -41,7 +42,9 @@ app = typer.Typer(
 
 @app.command(CLASS)
 def user_class(
-    name: Annotated[str, typer.Argument(metavar=CLASS, help="The file and the class in it.")],
+    name: Annotated[
+        str, typer.Argument(metavar=CLASS, help="The file and the class in it.", autocompletion=class_names)
+    ],
     socket: Socket,
     option: Annotated[
         list[str] | None,
@@ -53,8 +56,12 @@ def user_class(
 
     \b
         viaduct device examples/rng.py:Rng --socket /tmp/rng.sock
+
+    A device of registers - a class with read(offset, size) and write(offset, data) - has no queues that could be
+    served on a socket. It is for a machine of ours: viaduct run --device examples/dice.py:Dice,pio=0x700+4
     """
     from viaduct.devices.user_class import DeviceClassError, load_device
+    from viaduct.vhost_user.device import Device
 
     options = {}
     for word in option or ():
@@ -65,7 +72,13 @@ def user_class(
     try:
         device = load_device(name, options)
     except DeviceClassError as error:
-        raise Failure(str(error), FAILED) from error
+        raise Failure(f"{name}: {error}", FAILED) from error
+    if not isinstance(device, Device):
+        raise Failure(
+            f"{name} is a device of registers, and has no queues to serve; it is for machines of ours: "
+            f"viaduct run --device {name},pio=BASE+SIZE",
+            FAILED,
+        )
     serve_device(device, socket, client)
 
 

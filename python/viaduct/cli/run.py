@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from .class_names import class_names
 from .failure import USAGE, Failure
 from .options import Json
 
@@ -42,7 +43,12 @@ def run(
     ] = None,
     device: Annotated[
         list[str] | None,
-        typer.Option("--device", metavar="FILE.py:CLASS", help="A device of your own; repeatable (docs/devices.md)."),
+        typer.Option(
+            "--device",
+            metavar="FILE.py:CLASS[,pio=BASE+SIZE|mmio=BASE+SIZE][,irq=N][,NAME=VALUE]",
+            help="A device of your own, virtio or registers on a bus; repeatable (docs/devices.md).",
+            autocompletion=class_names,
+        ),
     ] = None,
     vsock: Annotated[str | None, typer.Option(metavar="PATH", help="Where the guest's sockets are reached.")] = None,
     balloon: Annotated[bool, typer.Option("--balloon", help="Let the guest give memory back.")] = False,
@@ -74,6 +80,7 @@ def run(
         viaduct run --kernel vmlinuz --initrd initrd.img --append console=ttyS0
         viaduct run --kernel vmlinuz --disk disk.img --append "console=ttyS0 root=/dev/vda1" --nic switch:web
         viaduct run --kernel vmlinuz --nic tap:tap0,path=vhost --cpus 4 --memory 2G --trace exits
+        viaduct run --kernel kernel.bin --device examples/dice.py:Dice,pio=0x700+4
 
     The exit code is the guest's own if it wrote one to the debug-exit port, 0 if it was switched off in an orderly way,
     1 otherwise.

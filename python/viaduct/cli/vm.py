@@ -70,6 +70,8 @@ def show(name: Name, json: Json = False) -> None:
     memory = f"{status['memory'] >> 20} MiB"
     print(f"{status['name']}: {status['state']}, {status['cpus']} vCPUs, {memory}, pid {status['pid']}")
     print(f"kernel {status['kernel']}, engine {status['engine']}, console {status['console']}")
+    if status["gdb"]:
+        print(f"gdb {status['gdb']}")
     for device in status["devices"]:
         print(f"  {device}")
     for event in status["events"]:

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 from viaduct._core import PciRoot, VirtioMmio, VirtioPci, Vm
 from viaduct.devices.console_terminal import ConsoleTerminal
+from viaduct.vhost_user.device import Device
 from viaduct.vhost_user.errors import VhostUserError
 from viaduct.vmm import memory_map as at
 from viaduct.vmm import snapshot as snapshots
@@ -28,6 +29,7 @@ from viaduct.vmm.nic import mac_of, socket_of, with_macs
 from viaduct.vmm.pc import Pc, SerialConsole
 from viaduct.vmm.ram import Ram
 from viaduct.vmm.snapshot import SlotState, Snapshot
+from viaduct.vmm.user_devices import RegisterSlot, make_devices
 from viaduct.vmm.virtio_devices import back_ends
 from viaduct.vmm.virtio_slot import VirtioSlot
 
@@ -51,6 +53,7 @@ class Board:
         self.ram = Ram(config.memory, content=memory, shared=config.shares_memory)
         self.slots: list[VirtioSlot] = []
         self.cards: list[EmulatedNic] = []
+        self.registers: list[RegisterSlot] = []
         self.devices: list[str] = []
         """What is where, for people."""
         self._loop = asyncio.get_running_loop()
@@ -119,11 +122,20 @@ class Board:
         if self.config.console_device == "serial":
             joined = SerialConsole(self.pc.serial, console)
             self._stack.callback(joined.close)
-        async for device_name, back_end in back_ends(self.config, name, console, self._stack):
+        own = make_devices(self.config)
+        virtio = [(device_name, device) for device_name, _, device in own if isinstance(device, Device)]
+        async for device_name, back_end in back_ends(self.config, name, console, self._stack, virtio):
             await self._add_virtio(device_name, back_end)
         for index, nic in enumerate(self.config.nics):
             if nic.path == "emulated":
                 await self._add_card(f"net{index}", nic, mac_of(nic, name, index), name)
+        lines: dict[int, str] = {}
+        for device_name, part, device in own:
+            if not isinstance(device, Device):
+                placed = RegisterSlot(device_name, part, device, self.config, self.vm, self.ram.memory, lines)
+                self._stack.callback(placed.close)
+                self.registers.append(placed)
+                self.devices.append(f"{device_name}: {placed.place}")
 
     async def _add_virtio(self, name: str, back_end: BackEnd) -> None:
         """A device where its driver looks for it: a function of the PCI bus, or the next virtio-mmio slot."""
@@ -198,9 +210,10 @@ class Board:
             raise MachineError(f"the vCPUs cannot run: {error}") from error
 
     def serve_gdb(self, port: int) -> int:
-        """Lets gdb attach on a port of the loopback interface, 0 for any; returns it. Raises `MachineError`."""
+        """Lets gdb attach on a port of the loopback interface, 0 for any; returns it. The guest stands still until it
+        has. Raises `MachineError`."""
         try:
-            return self.vm.serve_gdb(port)
+            return self.vm.serve_gdb(port, wait=True)
         except (OSError, RuntimeError, ValueError) as error:
             raise MachineError(f"--gdb {port}: {error}; choose another port, or 0 for a free one") from error
 
@@ -228,6 +241,7 @@ class Board:
         self.__dict__.pop("pc", None)
         self.slots.clear()
         self.cards.clear()
+        self.registers.clear()
 
     # Snapshots. The vCPUs stand still.
 
@@ -238,11 +252,7 @@ class Board:
                 f"{name} has a directory of the host ({self.config.shares[0].directory}): virtiofsd cannot say which "
                 "of its files are open, so such a machine cannot be kept; run it without --share"
             )
-        if self.config.gdb is not None:
-            raise MachineError(
-                f"{name} is open to a debugger, which may let it run at any moment and has its breakpoints in memory; "
-                "run it without --gdb"
-            )
+        self._check_no_gdb(name)
         stopped: list[tuple[VirtioSlot, dict[int, int]]] = []
         for card in self.cards:
             card.function.pause()
@@ -258,9 +268,11 @@ class Board:
                 pci=None if self.pci is None else self.pci.save(),
                 slots=tuple(_slot_state(slot, bases) for slot, bases in stopped),
                 cards={card.function.name: card.function.save() for card in self.cards},
+                registers={device.name: device.save() for device in self.registers},
                 disks=snapshots.disk_states(self.config),
             )
             await asyncio.to_thread(self.ram.save, directory / snapshots.MEMORY)
+            self._check_no_gdb(name)
             snapshots.write(directory, snapshot)
         except (OSError, ValueError, RuntimeError) as error:
             raise MachineError(f"{directory}: {error}") from error
@@ -273,10 +285,18 @@ class Board:
                 # What there is of it is no snapshot, and would be in the way of the next one.
                 (directory / snapshots.MEMORY).unlink(missing_ok=True)
 
+    def _check_no_gdb(self, name: str) -> None:
+        if self.vm.gdb in ("stopped", "running"):
+            raise MachineError(
+                f"gdb is attached to {name}, and its breakpoints are in the guest's memory: no snapshot is taken; "
+                "leave the guest (in gdb: detach), and try again"
+            )
+
     async def _take_over(self, snapshot: Snapshot) -> None:
         """Goes on where a snapshot has the machine; its memory is there already."""
         parts = {part for part in self.pc.stateful if part not in snapshot.platform}
         parts |= {card.function.name for card in self.cards if card.function.name not in snapshot.cards}
+        parts |= {device.name for device in self.registers if device.name not in snapshot.registers}
         if parts:
             raise MachineError(f"the snapshot has no state of {', '.join(sorted(parts))}; it is damaged")
         self.vm.restore(snapshot.engine)
@@ -286,6 +306,8 @@ class Board:
             self.pci.restore(snapshot.pci)
         for card in self.cards:
             card.function.restore(snapshot.cards[card.function.name])
+        for registers in self.registers:
+            registers.restore(snapshot.registers[registers.name])
         states = {state.name: state for state in snapshot.slots}
         for slot in self.slots:
             if (state := states.get(slot.name)) is None:
@@ -297,6 +319,9 @@ class Board:
     def _event(self, kind: str, detail: dict[str, Any]) -> None:
         """What the engine reports, on a vCPU's thread."""
         if kind == "paused":
+            return
+        if kind == "device-error":  # It begins with the device's name.
+            self.call(kind, f"{detail['error']} (failure {detail['failures']} of this device)")
             return
         text = ", ".join(f"{key} {value}" for key, value in detail.items() if key not in ("registers", "code"))
         if kind in ("triple-fault", "failed"):

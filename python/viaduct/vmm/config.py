@@ -6,6 +6,7 @@ Sizes are written `512M`, devices in a short form that begins with what they are
     --nic switch:web,mac=52:54:...   a port of a running switch
     --nic tap:tap0,path=vhost        an interface of the kernel, served by the kernel
     --share /srv/data,tag=data       a directory
+    --device my.py:Clock,pio=0x700+8 a device of your own
 
 In TOML the same fields have the same names; a device is a short form or a table.
 """
@@ -41,6 +42,8 @@ class _Part(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True, forbi
     """The field that stands first in it."""
     flags: ClassVar[Mapping[str, str]] = {}
     """Words that are another way to say `field=true`."""
+    rest: ClassVar[str | None] = None
+    """The field that takes every other word, if there is one."""
 
     def __post_init__(self) -> None:
         self.check()
@@ -108,6 +111,32 @@ class ShareConfig(_Part, frozen=True, kw_only=True, omit_defaults=True, forbid_u
     argument: ClassVar[str] = "directory"
 
 
+class DeviceConfig(_Part, frozen=True, kw_only=True, omit_defaults=True, forbid_unknown_fields=True):
+    """A device of the user's own: `name` is `FILE.py:CLASS` or `package.module:CLASS`. A virtio device needs no more.
+    One of registers is where `pio` or `mmio` say, `BASE+SIZE` in ports or guest-physical addresses, and interrupts by
+    the line `irq`; what is None, its class says. `options` are keyword arguments of the class."""
+
+    name: str
+    pio: str | None = None
+    mmio: str | None = None
+    irq: int | None = None
+    options: dict[str, str] = {}
+
+    argument: ClassVar[str] = "name"
+    rest: ClassVar[str | None] = "options"
+
+    def check(self) -> None:
+        for key, text in (("pio", self.pio), ("mmio", self.mmio)):
+            if text is not None:
+                with _key(key):
+                    parse_range(text)
+
+    @property
+    def class_name(self) -> str:
+        """The word behind the colon."""
+        return self.name.rpartition(":")[2]
+
+
 class MachineConfig(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True, forbid_unknown_fields=True):
     """One machine. Fields that name files take paths; relative ones start at the current directory, or at that of the
     TOML file.
@@ -129,7 +158,7 @@ class MachineConfig(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=Tru
     disks: tuple[DiskConfig, ...] = ()
     nics: tuple[NicConfig, ...] = ()
     shares: tuple[ShareConfig, ...] = ()
-    devices: tuple[str, ...] = ()
+    devices: tuple[DeviceConfig, ...] = ()
     vsock: str | None = None
     rng: bool = True
     balloon: bool = False
@@ -174,6 +203,14 @@ def parse_size(text: str | int) -> int:
     return int(match[1]) * _UNITS[match[2].upper()]
 
 
+def parse_range(text: str) -> tuple[int, int]:
+    """First address and size of `0x700+8`, a range of ports or addresses. Raises `ConfigError`."""
+    match = re.fullmatch(r"(0x[0-9a-f]{1,16}|\d{1,19})\+(0x[0-9a-f]{1,16}|\d{1,19})", text.strip(), re.IGNORECASE)
+    if match is None:
+        raise ConfigError(f"{text!r} is no range: first address and size, such as 0x700+8 or 0xf0000000+0x1000")
+    return int(match[1], 0), int(match[2], 0)
+
+
 def parse_part(struct: type[PartT], text: str) -> PartT:
     """Reads the short form `ARGUMENT[,option[=value]]...`. Raises `ConfigError`."""
     argument, *options = text.split(",")
@@ -184,7 +221,12 @@ def parse_part(struct: type[PartT], text: str) -> PartT:
     for option in options:
         word, equals, value = option.partition("=")
         key = struct.flags.get(word, word).replace("-", "_")
-        if key not in known:
+        if key not in known or key == struct.rest:
+            if struct.rest is not None and equals and word.isidentifier():
+                if word in fields.setdefault(struct.rest, {}):
+                    raise ConfigError("stands twice", (word,))
+                fields[struct.rest][word] = value
+                continue
             allowed = ", ".join([name for name in known if name != struct.argument] + list(struct.flags))
             raise ConfigError(f"unknown option {word!r} (allowed: {allowed})")
         if key in fields:
@@ -193,6 +235,8 @@ def parse_part(struct: type[PartT], text: str) -> PartT:
             if equals and value not in ("true", "false"):
                 raise ConfigError(f"expected true or false, found {value!r}", (key,))
             fields[key] = value != "false"
+        elif known[key] == int | None and value.isascii() and value.isdigit():
+            fields[key] = int(value[:9])
         elif not value:
             raise ConfigError(f"needs a value: {word}=...", (key,))
         else:
@@ -212,7 +256,7 @@ def build_machine(data: Mapping[str, Any], directory: Path | None = None, name: 
     if "memory" in fields:
         with _key("memory"):
             fields["memory"] = parse_size(fields["memory"])
-    for key, struct in (("disks", DiskConfig), ("nics", NicConfig), ("shares", ShareConfig)):
+    for key, struct in (("disks", DiskConfig), ("nics", NicConfig), ("shares", ShareConfig), ("devices", DeviceConfig)):
         parts = fields.get(key, [])
         if not isinstance(parts, list):
             raise ConfigError(f"expected a list, found {parts!r}", (key,))
@@ -228,6 +272,10 @@ def resolve_paths(config: MachineConfig, directory: Path | None = None) -> Machi
     def absolute(path: str) -> str:
         return os.path.normpath(base / Path(path).expanduser())
 
+    def module(name: str) -> str:
+        file, colon, class_name = name.rpartition(":")
+        return f"{absolute(file)}:{class_name}" if colon and file.endswith(".py") else name
+
     console, colon, target = config.console.partition(":")
     return msgspec.structs.replace(
         config,
@@ -235,6 +283,7 @@ def resolve_paths(config: MachineConfig, directory: Path | None = None) -> Machi
         initrd=absolute(config.initrd) if config.initrd else None,
         disks=tuple(msgspec.structs.replace(disk, file=absolute(disk.file)) for disk in config.disks),
         shares=tuple(msgspec.structs.replace(share, directory=absolute(share.directory)) for share in config.shares),
+        devices=tuple(msgspec.structs.replace(device, name=module(device.name)) for device in config.devices),
         nics=tuple(
             msgspec.structs.replace(nic, to=f"vhost-user:{absolute(nic.target)}") if nic.kind == "vhost-user" else nic
             for nic in config.nics

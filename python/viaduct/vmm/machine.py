@@ -84,6 +84,8 @@ class MachineStatus(msgspec.Struct, frozen=True):
     kernel: str
     devices: tuple[str, ...]
     console: str
+    gdb: str
+    """Where gdb can attach, and whether it has and holds the guest; empty: nowhere."""
     events: tuple[MachineEvent, ...]
     """The last ones, the oldest first."""
 
@@ -269,8 +271,20 @@ class Machine:
             kernel=self.config.kernel,
             devices=tuple(board.devices) if board is not None else (),
             console=str(self._directory / directory.CONSOLE) if self._directory is not None else "",
+            gdb=self._gdb_status(board),
             events=tuple(self.events[-20:]),
         )
+
+    def _gdb_status(self, board: Board | None) -> str:
+        if board is None or (gdb := board.vm.gdb) is None:
+            return ""
+        meaning = {
+            "awaited": "the guest stands still until it attaches",
+            "absent": "not attached",
+            "stopped": "attached, the guest stands still for it",
+            "running": "attached, the guest runs",
+        }
+        return f"at 127.0.0.1:{self.gdb_port}: {meaning[gdb]}"
 
     def exits(self) -> Exits:
         """Where the guest's time went since it was switched on."""
@@ -304,8 +318,11 @@ class Machine:
         self._board = await Board.build(self.config, self.name, self.console, self._from_board, restore)
         self._started = time.time()
         await self._board.start(paused=paused or self.config.gdb is not None)
-        if self.config.gdb is not None and not paused:
+        if self.config.gdb is not None:
+            # What is paused for gdb is not paused for us.
             self.gdb_port = self._board.serve_gdb(self.config.gdb)
+            if paused:
+                await self._board.pause()
             self._record("gdb", f"attach with: gdb -ex 'target remote 127.0.0.1:{self.gdb_port}'")
 
     def _running_board(self) -> Board:
@@ -345,7 +362,9 @@ class Machine:
         event = MachineEvent(time.time(), kind, text)
         self.events.append(event)
         del self.events[:-200]
-        level = logging.WARNING if kind in ("driver-error", "device-failed", "device-error", "panic") else logging.INFO
+        # Whoever is told has no need to read it again in the log.
+        grave = kind in ("driver-error", "device-failed", "device-error", "panic") and self._on_event is None
+        level = logging.WARNING if grave else logging.INFO
         log.log(level, "machine %s: %s: %s", self.name, kind, text)
         if self._on_event is not None:
             self._on_event(event)

@@ -16,7 +16,7 @@ import msgspec
 from viaduct.vmm.config import MachineConfig
 from viaduct.vmm.errors import MachineError
 
-VERSION = 1
+VERSION = 2
 DESCRIPTION, MEMORY = "machine.json", "memory"
 
 
@@ -52,6 +52,8 @@ class Snapshot(msgspec.Struct, frozen=True):
     slots: tuple[SlotState, ...]
     cards: dict[str, bytes]
     """Emulated network cards by their names."""
+    registers: dict[str, Any]
+    """The user's own devices of registers by theirs."""
     disks: tuple[DiskState, ...]
 
 

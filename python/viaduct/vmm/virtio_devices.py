@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from contextlib import AsyncExitStack
 from pathlib import Path
 
@@ -23,9 +23,13 @@ QUEUE_SIZE = 256
 
 
 async def back_ends(
-    config: MachineConfig, machine: str, console: ConsoleTerminal, stack: AsyncExitStack
+    config: MachineConfig,
+    machine: str,
+    console: ConsoleTerminal,
+    stack: AsyncExitStack,
+    own: Sequence[tuple[str, Device]] = (),
 ) -> AsyncIterator[tuple[str, BackEnd]]:
-    """Name and back-end of each device, not opened yet; `stack` ends what is made for them.
+    """Name and back-end of each device, not opened yet; `own` are the user's, `stack` ends what is made for them.
 
     Raises:
         MachineError: what the configuration names cannot be had.
@@ -53,8 +57,8 @@ async def back_ends(
         yield "vsock", _in_process(Vsock(config.vsock), stack)
     for index, share in enumerate(config.shares):
         yield f"share{index}", await _share(share, stack)
-    for index, (name, device) in enumerate(_user_devices(config)):
-        yield f"{name}{index}", _in_process(device, stack)
+    for name, device in own:
+        yield name, _in_process(device, stack)
 
 
 def _in_process(device: Device, stack: AsyncExitStack) -> BackEnd:
@@ -89,15 +93,3 @@ async def _share(share: ShareConfig, stack: AsyncExitStack) -> BackEnd:
     except (FilesystemError, ValueError) as error:
         raise MachineError(f"--share {share.directory}: {error}") from error
     return VhostUserBackEnd(str(server.socket), DeviceType.FS, (QUEUE_SIZE, QUEUE_SIZE), config=config)
-
-
-def _user_devices(config: MachineConfig) -> list[tuple[str, Device]]:
-    from viaduct.devices.user_class import DeviceClassError, load_device
-
-    devices = []
-    for name in config.devices:
-        try:
-            devices.append((name.rpartition(":")[2].lower(), load_device(name)))
-        except DeviceClassError as error:
-            raise MachineError(f"--device {name}: {error}") from error
-    return devices

@@ -121,3 +121,25 @@ def test_completion_of_commands(shell: str) -> None:
         "_TYPER_COMPLETE_FISH_ACTION": "get-args",
     }
     assert "capture" in viaduct(**environment).stdout
+
+
+def test_completion_of_a_device_of_ones_own(tmp_path: Path) -> None:
+    """Directories and files, then the classes in a file, which is not executed."""
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "toys.py").write_text("class Dice: ...\nclass Disc: ...\nclass _Base: ...\nraise SystemExit\n")
+    (tmp_path / "mine" / "notes.txt").touch()
+
+    def completed(word: str) -> set[str]:
+        words = f"viaduct run --device {word}"
+        done = viaduct(
+            _VIADUCT_COMPLETE="complete_fish", _TYPER_COMPLETE_ARGS=words, _TYPER_COMPLETE_FISH_ACTION="get-args"
+        )
+        return set(done.stdout.split())
+
+    assert completed(f"{tmp_path}/m") == {f"{tmp_path}/mine/"}
+    assert completed(f"{tmp_path}/mine/") == {f"{tmp_path}/mine/toys.py:"}
+    assert completed(f"{tmp_path}/mine/toys.py:Di") == {
+        f"{tmp_path}/mine/toys.py:Dice",
+        f"{tmp_path}/mine/toys.py:Disc",
+    }
+    assert completed(f"{tmp_path}/nowhere/toys.py:") == set()

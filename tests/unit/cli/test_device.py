@@ -24,6 +24,12 @@ class Size(Device):
 
 class Other:
     pass
+
+class Registers:
+    def read(self, offset, size):
+        return 0
+    def write(self, offset, data):
+        pass
 """
 
 
@@ -58,7 +64,8 @@ async def test_a_class_is_served_until_it_is_told_to_end(tmp_path: Path) -> None
         ([f"{RNG}:Wrong"], "its devices are Rng"),
         (["nowhere.py:Rng"], "there is no file"),
         (["viaduct.nowhere:Rng"], "cannot be loaded"),
-        (["OWN:Other"], "no subclass of viaduct.vhost_user.Device"),
+        (["OWN:Other"], "neither a subclass of viaduct.vhost_user.Device, nor a class with read"),
+        (["OWN:Registers"], "viaduct run --device"),
         (["OWN:Size", "-o", "room=x"], "could not be made: ValueError"),
         (["OWN:Size", "-o", "space=1"], "could not be made: TypeError"),
         (["OWN:"], "names no class"),

@@ -236,7 +236,9 @@ def test_gdb_attaches_before_the_first_instruction() -> None:
     with Flat(COUNT) as guest:
         guest.vm.start(paused=True)
         guest.wait("paused")
-        port = guest.vm.serve_gdb(0)
+        assert guest.vm.gdb is None
+        port = guest.vm.serve_gdb(0, wait=True)
+        assert guest.vm.gdb == "awaited"
         with pytest.raises(ValueError, match="already"):
             guest.vm.serve_gdb(0)
         commands = [
@@ -249,6 +251,7 @@ def test_gdb_attaches_before_the_first_instruction() -> None:
         said = subprocess.run(gdb, capture_output=True, text=True, timeout=PATIENCE).stdout
         assert f"= {CODE:#x}" in said
         assert "= 0x6ff66" in said
+        assert guest.vm.gdb == "absent"
         until(lambda: counter(guest) > 10)
 
 

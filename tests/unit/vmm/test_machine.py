@@ -6,13 +6,14 @@ import asyncio
 import gc
 import os
 import weakref
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from viaduct import Machine
+from viaduct.devices.console_terminal import INPUT_MAX
 from viaduct.switch.control_client import ControlClient
 from viaduct.switch.control_wire import ControlError
 from viaduct.vmm import directory
@@ -44,6 +45,8 @@ def out(port: int, value: int) -> bytes:
 
 
 HALT = b"\xf4\xeb\xfd"
+NOWHERE = bytes.fromhex("ea 00 00 00 b8")
+"""jmp 0xb800:0."""
 
 
 @pytest.fixture(autouse=True)
@@ -147,6 +150,20 @@ async def test_pause_stands_still(tmp_path: Path, machines: list[Machine]) -> No
     assert machine.console.end == written
     await machine.resume()
     await machine.console.expect("789", PATIENCE)
+
+
+async def test_more_is_typed_than_the_serial_port_holds(tmp_path: Path, machines: list[Machine]) -> None:
+    """The guest is asked for nothing while it stands still, and then reads all of it: nobody has to press a key."""
+    machine = flat(tmp_path, ECHO)
+    machines.append(machine)
+    await machine.start(paused=True)
+    for _ in range(3):
+        await until(lambda: machine.console.input_room == INPUT_MAX or machine.console.input_waiting > 0, "it is taken")
+        machine.console.write("H" * machine.console.input_room)
+    assert machine.console.input_waiting > 0
+    await machine.resume()
+    await until(lambda: machine.console.input_waiting == 0, "the guest reads all")
+    await machine.console.expect("I" * 1000, PATIENCE)
 
 
 async def test_machines_are_found_by_name(tmp_path: Path, machines: list[Machine]) -> None:
@@ -267,7 +284,7 @@ async def test_snapshots_that_cannot_be_restored(tmp_path: Path, machines: list[
     with pytest.raises(MachineError, match="was written to since the snapshot"):
         Machine.restored(kept)
     description = (kept / "machine.json").read_bytes()
-    for damaged in (b"", description[:100], description.replace(b'"version":1', b'"version":2'), b"[]"):
+    for damaged in (b"", description[:100], description.replace(b'"version":2', b'"version":1'), b"[]"):
         (kept / "machine.json").write_bytes(damaged)
         with pytest.raises(MachineError):
             Machine.restored(kept, any_disks=True)
@@ -279,17 +296,122 @@ async def test_snapshots_that_cannot_be_restored(tmp_path: Path, machines: list[
     await short.close()
 
 
+class Debugger:
+    """What gdb says to a stub (gdb, "Remote Serial Protocol")."""
+
+    def __init__(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        self._reader = reader
+        self._writer = writer
+
+    @classmethod
+    async def attached(cls, machine: Machine) -> Debugger:
+        debugger = cls(*await asyncio.open_connection("127.0.0.1", machine.gdb_port))
+        assert await debugger.ask("?")
+        return debugger
+
+    async def ask(self, packet: str) -> str:
+        """The answer to a packet; of one that lets the guest go on, why it has stopped."""
+        self.say(packet)
+        async with asyncio.timeout(PATIENCE):
+            await self._reader.readuntil(b"$")
+            answer = await self._reader.readuntil(b"#")
+            await self._reader.readexactly(2)
+        self._writer.write(b"+")
+        return answer[:-1].decode()
+
+    def say(self, packet: str) -> None:
+        self._writer.write(f"${packet}#{sum(packet.encode()) & 0xFF:02x}".encode())
+
+    def interrupt(self) -> None:
+        self._writer.write(b"\x03")
+
+    def close(self) -> None:
+        self._writer.close()
+
+
+async def until(condition: Callable[[], bool], what: str) -> None:
+    for _ in range(100 * PATIENCE):
+        if condition():
+            return
+        await asyncio.sleep(0.01)
+    pytest.fail(f"after {PATIENCE} s not yet: {what}")
+
+
+def stands_still(machine: Machine) -> bool:
+    assert machine._board is not None
+    return machine._board.vm.paused
+
+
 async def test_gdb_is_waited_for(tmp_path: Path, machines: list[Machine]) -> None:
-    """The guest begins when the debugger says so, and goes on when it leaves (gdb, "Remote Serial Protocol")."""
+    """The guest begins when the debugger says so, and goes on when it leaves."""
     machine = flat(tmp_path, COUNT, gdb=0)
     machines.append(machine)
     await machine.start()
-    await asyncio.sleep(0.2)
+    await until(lambda: stands_still(machine), "the vCPUs are there")
+    assert "until it attaches" in machine.status().gdb
+    gdb = await Debugger.attached(machine)
+    assert "stands still for it" in machine.status().gdb
     assert machine.console.end == 0
-    reader, writer = await asyncio.open_connection("127.0.0.1", machine.gdb_port)
-    writer.write(b"$?#3f")
-    async with asyncio.timeout(PATIENCE):
-        assert b"$" in await reader.readuntil(b"#")
-    writer.write(b"+$D#44")
+    assert await gdb.ask("D") == "OK"
     await machine.console.expect("0123456789", PATIENCE)
-    writer.close()
+    gdb.close()
+    assert machine.status().gdb.endswith("not attached")
+
+
+async def test_gdb_and_the_owner_pause_for_themselves(tmp_path: Path, machines: list[Machine]) -> None:
+    """The guest runs when neither wants it to stand still."""
+    machine = flat(tmp_path, COUNT, gdb=0)
+    machines.append(machine)
+    await machine.start()
+    gdb = await Debugger.attached(machine)
+    await machine.pause()
+    await machine.resume()
+    assert stands_still(machine), "gdb looks at it"
+    await machine.pause()
+    gdb.say("c")
+    await until(lambda: machine.status().gdb.endswith("the guest runs"), "gdb has let it go on")
+    assert stands_still(machine), "its owner has paused it"
+    assert machine.console.end == 0
+    await machine.resume()
+    await machine.console.expect("0123456789", PATIENCE)
+    await machine.pause()
+    gdb.interrupt()
+    await until(lambda: "stands still for it" in machine.status().gdb, "gdb has interrupted it")
+    gdb.close()
+    await until(lambda: machine.status().gdb.endswith("not attached"), "gdb has gone")
+    assert stands_still(machine)
+    before = machine.console.end
+    await machine.resume()
+    await until(lambda: machine.console.end > before + 10, "it goes on")
+
+
+async def test_no_snapshot_while_gdb_is_attached(tmp_path: Path, machines: list[Machine]) -> None:
+    machine = flat(tmp_path, COUNT, gdb=0)
+    machines.append(machine)
+    await machine.start()
+    gdb = await Debugger.attached(machine)
+    with pytest.raises(MachineError, match=r"gdb is attached to vm1, and its breakpoints .* detach"):
+        await machine.snapshot(tmp_path / "kept")
+    assert await gdb.ask("D") == "OK"
+    gdb.close()
+    await until(lambda: machine.status().gdb.endswith("not attached"), "gdb has gone")
+    await machine.snapshot(tmp_path / "kept")
+    restored = Machine.restored(tmp_path / "kept", name="two")
+    machines.append(restored)
+    await restored.start()
+    await restored.console.expect("0123456789", PATIENCE)
+
+
+async def test_the_end_of_a_guest_is_shown_to_gdb_first(tmp_path: Path, machines: list[Machine]) -> None:
+    """There is nothing to execute: signal 11 or 4, by what the engine makes of it. When gdb goes on it ends."""
+    machine = flat(tmp_path, NOWHERE, gdb=0, memory="512K")
+    machines.append(machine)
+    await machine.start()
+    gdb = await Debugger.attached(machine)
+    assert (await gdb.ask("c")).startswith(("T0b", "T04"))
+    assert "stands still for it" in machine.status().gdb
+    assert machine.state == "running"
+    assert not any(event.kind in ("triple-fault", "ended") for event in machine.events)
+    gdb.say("c")
+    assert (await end_of(machine)).reason in ("triple-fault", "failed")
+    gdb.close()

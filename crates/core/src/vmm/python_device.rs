@@ -74,9 +74,15 @@ impl PythonDevice {
         let text = format!("{}: {access}: {error}", self.name);
         let log = || -> PyResult<()> {
             let arguments = PyDict::new(py);
-            arguments.set_item("exc_info", error.value(py))?;
             let logger = py.import("logging")?.call_method1("getLogger", ("viaduct.vmm",))?;
-            logger.call_method("error", ("%s (failure %d of this device)", &text, failures), Some(&arguments))?;
+            // Where in the device it was is said once.
+            let level = if failures == 1 { "error" } else { "info" };
+            if failures == 1 {
+                let exception = error.value(py);
+                exception.setattr("__traceback__", error.traceback(py))?;
+                arguments.set_item("exc_info", exception)?;
+            }
+            logger.call_method(level, ("%s (failure %d of this device)", &text, failures), Some(&arguments))?;
             Ok(())
         };
         if let Err(error) = log() {

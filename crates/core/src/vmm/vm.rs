@@ -228,16 +228,30 @@ impl Vm {
         py.detach(|| if paused { self.machine.start_paused() } else { self.machine.start() }).map_err(to_python)
     }
 
-    fn serve_gdb(&self, py: Python<'_>, port: u16) -> PyResult<u16> {
+    #[pyo3(signature = (port, *, wait = false))]
+    fn serve_gdb(&self, py: Python<'_>, port: u16, wait: bool) -> PyResult<u16> {
         py.detach(|| {
             let mut gdb = self.gdb.lock();
             if let Some(server) = &*gdb {
                 return Err(EngineError::Invalid(format!("gdb is served already, on {}", server.address())));
             }
-            let server = gdb.insert(GdbServer::new(self.machine.clone(), port)?);
+            let make = if wait { GdbServer::awaited } else { GdbServer::new };
+            let server = gdb.insert(make(self.machine.clone(), port)?);
             Ok(server.address().port())
         })
         .map_err(to_python)
+    }
+
+    #[getter]
+    fn gdb(&self) -> Option<&'static str> {
+        let machine = &self.machine;
+        match (self.gdb.lock().is_some(), machine.is_debugged(), machine.is_paused_for_debugger()) {
+            (false, ..) => None,
+            (true, false, true) => Some("awaited"),
+            (true, false, false) => Some("absent"),
+            (true, true, true) => Some("stopped"),
+            (true, true, false) => Some("running"),
+        }
     }
 
     fn request_pause(&self, py: Python<'_>) {

@@ -12,7 +12,10 @@
 //! while the guest runs, and for which there must be memory when it is set. A breakpoint instruction of the guest's own is
 //! given to the guest.
 //!
-//! When gdb goes, its breakpoints go and the guest goes on.
+//! When gdb goes, its breakpoints go and the guest goes on, unless its owner has paused it.
+//!
+//! What ends a guest - a triple fault, an instruction that cannot be emulated - is shown to gdb first, as a signal, so that
+//! one can look at where it happened. When gdb then continues, or goes, it is the owner's turn.
 
 mod target;
 
@@ -67,6 +70,16 @@ impl GdbServer {
             .spawn(move || serve(&machine, &listener, &for_thread))
             .map_err(system)?;
         Ok(GdbServer { address, shared, thread: Some(thread) })
+    }
+
+    /// The same, and the guest stands still until a gdb has come that lets it go on.
+    ///
+    /// # Errors
+    /// As [`new`](GdbServer::new).
+    pub fn awaited(machine: Arc<Machine>, port: u16) -> Result<GdbServer, EngineError> {
+        let server = GdbServer::new(machine.clone(), port)?;
+        machine.leave_to_debugger();
+        Ok(server)
     }
 
     /// Where it listens.

@@ -75,7 +75,7 @@ impl GdbTarget {
 
     /// Pauses the machine; false if it does not run.
     pub(super) fn pause(&self) -> bool {
-        self.machine.request_pause();
+        self.machine.request_pause_for_debugger();
         self.wait_paused()
     }
 
@@ -85,8 +85,6 @@ impl GdbTarget {
             if !self.machine.is_started() {
                 return false;
             }
-            // Somebody else may have resumed it.
-            self.machine.request_pause();
         }
         true
     }
@@ -157,7 +155,7 @@ impl GdbTarget {
         }
         self.debugger().attach(false);
         // Refused where the machine has ended.
-        let _ = self.machine.resume();
+        let _ = self.machine.resume_for_debugger(&|_| false);
     }
 
     fn with<T>(
@@ -325,7 +323,7 @@ impl MultiThreadResume for GdbTarget {
         self.prepare()?;
         self.debugger().forget_stops();
         let held = |vcpu| self.locked && !self.steps.contains(&vcpu) && !self.continues.contains(&vcpu);
-        self.machine.resume_without(&held)
+        self.machine.resume_for_debugger(&held)
     }
 
     fn clear_resume_actions(&mut self) -> Result<(), EngineError> {
