@@ -4,8 +4,8 @@ One module a command, and only the module of the command that was typed is loade
 packet counts: a module of this package imports at its top only what its signature needs, and the rest inside the
 function.
 
-Exit codes: 0 done; 1 it failed, or the switch refused; 2 wrong usage or configuration; 3 no switch answers; 130
-interrupted.
+Exit codes: 0 done; 1 it failed, or the switch refused; 2 wrong usage or configuration; 3 no switch or machine answers;
+128 + N ended by signal N (130: Ctrl-C). `viaduct run` has its guest's, if that says one.
 """
 
 from __future__ import annotations

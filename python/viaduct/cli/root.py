@@ -26,7 +26,8 @@ and from another terminal look at it:
     viaduct capture vm1 -w - | wireshark -k -i -
     viaduct doctor vm1
 
-Exit codes: 0 done, 1 failed or refused, 2 wrong usage, 3 no switch answers, 130 interrupted."""
+Exit codes: 0 done, 1 failed or refused, 2 wrong usage, 3 no switch or
+machine answers, 128 + N ended by signal N."""
 
 
 def build(names: list[str]) -> typer.Typer:

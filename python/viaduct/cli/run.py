@@ -82,8 +82,8 @@ def run(
         viaduct run --kernel vmlinuz --nic tap:tap0,path=vhost --cpus 4 --memory 2G --trace exits
         viaduct run --kernel kernel.bin --device examples/dice.py:Dice,pio=0x700+4
 
-    The exit code is the guest's own if it wrote one to the debug-exit port, 0 if it was switched off in an orderly way,
-    1 otherwise.
+    Exit codes: the guest's own if it wrote one to the debug-exit port; 0 if it was switched off in an orderly way, also
+    by `viaduct vm stop` or Ctrl-]; 1 if it failed or could not begin; 2 wrong usage; 128 + N if signal N ended it.
     """
     from viaduct.switch.config_error import ConfigError
 
@@ -158,7 +158,6 @@ def run_machine(make: Make, *, trace: bool = False, json: bool = False) -> int:
         _end_on_signals(machine)
         tracing: asyncio.Task[None] | None = None
         try:
-            await machine.start()
             if trace:
                 tracing = asyncio.create_task(_trace(machine))
             return await machine.wait()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import signal
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -17,6 +18,8 @@ if TYPE_CHECKING:
 _VIADUCT = (sys.executable, "-c", "from viaduct.cli import main; main()")
 _PATIENCE = 30.0
 """Seconds for the switch to appear, and for a process to end."""
+_LINE_MAX = 1 << 16
+"""Bytes of a line that is shown in one piece."""
 
 
 def up(
@@ -25,7 +28,8 @@ def up(
     """Start a switch and several machines, and end them together.
 
     Each is a process of its own, so that none can take the others with it. Ctrl-C ends all; so does the end of the last
-    machine. Consoles: viaduct vm console NAME.
+    machine. Consoles: viaduct vm console NAME. The exit code is 130 after Ctrl-C or SIGTERM, otherwise the highest of
+    the machines', where 128 + N is that of one which signal N has killed.
 
     \b
         [machines.web]
@@ -53,7 +57,6 @@ def up(
 
 
 async def _up(file: Path, net: NetConfig) -> int:
-    import signal
     import tempfile
 
     from viaduct.switch.config_toml import format_config
@@ -68,7 +71,7 @@ async def _up(file: Path, net: NetConfig) -> int:
         machines: list[_Child] = []
         try:
             if not await _answers(switch, ended):
-                return switch.process.returncode or 1
+                return switch.exit_code or 1
             for config in net.machines:
                 words = ("--config", str(file), "--name", config.name, "--console", config.console)
                 machines.append(await _Child.start(config.name, "run", *words))
@@ -81,7 +84,7 @@ async def _up(file: Path, net: NetConfig) -> int:
             for machine in machines:
                 await machine.end()
             await switch.end()
-    return max((machine.process.returncode or 0 for machine in machines), default=1) if not ended.is_set() else 130
+    return max((machine.exit_code for machine in machines), default=1) if not ended.is_set() else 130
 
 
 async def _all_ended(machines: list[_Child]) -> None:
@@ -114,6 +117,7 @@ class _Child:
     def __init__(self, name: str, process: asyncio.subprocess.Process) -> None:
         self.name = name
         self.process = process
+        self._ending = False
         self._showing = asyncio.create_task(self._show())
 
     @classmethod
@@ -128,14 +132,35 @@ class _Child:
         )
         return cls(name, process)
 
+    @property
+    def exit_code(self) -> int:
+        """As a shell has it: 128 + N if signal N has killed it; 0 while it runs."""
+        code = self.process.returncode or 0
+        return code if code >= 0 else 128 - code
+
     async def _show(self) -> None:
         assert self.process.stdout is not None
-        async for line in self.process.stdout:
-            print(f"{self.name}: {line.decode(errors='replace').rstrip()}", flush=True)
+        rest = b""
+        while data := await self.process.stdout.read(_LINE_MAX):
+            *lines, rest = (rest + data).split(b"\n")
+            if len(rest) > _LINE_MAX:
+                lines.append(rest)
+                rest = b""
+            for line in lines:
+                self._say(line)
+        if rest:
+            self._say(rest)
+        await self.process.wait()
+        if (number := -(self.process.returncode or 0)) > 0 and not self._ending:
+            self._say(f"killed by {signal.Signals(number).name}".encode())
+
+    def _say(self, line: bytes) -> None:
+        print(f"{self.name}: {line.decode(errors='replace').rstrip()}", flush=True)
 
     async def end(self) -> None:
         """Ends it, if it has not ended by itself."""
         if self.process.returncode is None:
+            self._ending = True
             self.process.terminate()
             try:
                 async with asyncio.timeout(_PATIENCE):

@@ -152,7 +152,8 @@ def snapshot(
     directory: Annotated[str, typer.Argument(metavar="DIR", help="A new or empty directory.")],
     stop: Annotated[bool, typer.Option("--stop", help="Then switch it off: its disks stay as they are.")] = False,
 ) -> None:
-    """Keep a machine as it is: memory, devices, and what is under way in its rings. It goes on running.
+    """Keep a machine as it is: memory, devices, and what is under way in its rings. It goes on running, unless --stop
+    is given and the snapshot was written.
 
     \b
         viaduct vm snapshot web /srv/web.snapshot --stop
@@ -160,11 +161,18 @@ def snapshot(
     """
     import os
 
-    if stop:
+    if not stop:
+        _call(name, "snapshot", path=os.path.abspath(directory))
+        return
+    ran = _call(name, "status")["state"] == "running"
+    try:
         _call(name, "pause")
-    _call(name, "snapshot", path=os.path.abspath(directory))
-    if stop:
-        _call(name, "stop")
+        _call(name, "snapshot", path=os.path.abspath(directory))
+    except BaseException:  # Also Ctrl-C.
+        if ran:
+            _call(name, "resume")
+        raise
+    _call(name, "stop")
 
 
 @app.command("restore")

@@ -271,9 +271,9 @@ class Board:
                 registers={device.name: device.save() for device in self.registers},
                 disks=snapshots.disk_states(self.config),
             )
-            await asyncio.to_thread(self.ram.save, directory / snapshots.MEMORY)
+            await asyncio.to_thread(self.ram.save, directory / snapshots.UNFINISHED_MEMORY)
             self._check_no_gdb(name)
-            snapshots.write(directory, snapshot)
+            await asyncio.to_thread(snapshots.write, directory, snapshot)
         except (OSError, ValueError, RuntimeError) as error:
             raise MachineError(f"{directory}: {error}") from error
         finally:
@@ -281,9 +281,7 @@ class Board:
                 await slot.resume_suspended(bases)
             for card in self.cards:
                 card.function.resume()
-            if not (directory / snapshots.DESCRIPTION).exists():
-                # What there is of it is no snapshot, and would be in the way of the next one.
-                (directory / snapshots.MEMORY).unlink(missing_ok=True)
+            snapshots.forget_unfinished(directory)
 
     def _check_no_gdb(self, name: str) -> None:
         if self.vm.gdb in ("stopped", "running"):
@@ -323,6 +321,9 @@ class Board:
         if kind == "device-error":  # It begins with the device's name.
             self.call(kind, f"{detail['error']} (failure {detail['failures']} of this device)")
             return
+        if kind == "system-event":
+            self.call(*_SYSTEM_EVENTS.get(detail["type"], ("failed", f"an event that means nothing here: {detail}", 1)))
+            return
         text = ", ".join(f"{key} {value}" for key, value in detail.items() if key not in ("registers", "code"))
         if kind in ("triple-fault", "failed"):
             text += f" at {detail['address']:#x}: {detail['code'].hex(' ')}"
@@ -340,6 +341,14 @@ class Board:
     def _tell(self, kind: str, text: str, code: int) -> None:
         self._told.discard(kind)
         self.report(kind, text, code)
+
+
+_SYSTEM_EVENTS = {
+    1: ("shutdown", "the guest asked its hypervisor to switch the machine off", 0),
+    2: ("reset", "the guest asked its hypervisor for a reset", 0),
+    3: ("failed", "the guest told its hypervisor that it has crashed", 1),
+}
+"""By `KVM_SYSTEM_EVENT_*` (linux/kvm.h): how the machine ends. Its vCPUs are paused already."""
 
 
 def _engine(config: MachineConfig) -> EngineName:

@@ -179,7 +179,9 @@ class MachineConfig(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=Tru
                 f"{self.memory} bytes are not possible: whole pages of {PAGE} bytes, at least one (512M)", ("memory",)
             )
         if not 1 <= self.cpus <= CPUS_MAX:
-            raise ConfigError(f"{self.cpus} vCPUs are not possible: 1 to {CPUS_MAX}", ("cpus",))
+            raise ConfigError(
+                f"{self.cpus} vCPUs are not possible: 1 to {CPUS_MAX}, and no more than this host's KVM can", ("cpus",)
+            )
         kind, _, target = self.console.partition(":")
         if self.console not in ("stdio", "none") and not (kind in ("socket", "file") and target):
             raise ConfigError(f"{self.console!r}: expected stdio, socket:PATH, file:PATH or none", ("console",))

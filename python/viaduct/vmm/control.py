@@ -51,9 +51,8 @@ class MachineControl:
 
     async def close(self) -> None:
         """Ends every connection and removes the socket."""
-        if self._server is None:
-            return
-        self._server.close()
+        if self._server is not None:
+            self._server.close()
         # Who asked for the end gets an answer before this is called; the others are hung up on.
         for task in self._connections:
             task.cancel()

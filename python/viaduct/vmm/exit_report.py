@@ -1,7 +1,7 @@
 """Where a guest's time goes: its exits by reason, port or address, and device, with their number and time.
 
 Two readings of a machine's counters and what lies between them, as a table; `viaduct run --trace exits` prints one
-every second and one over everything at the end. Reading costs a running guest nothing.
+every five seconds and one over everything at the end. Reading costs a running guest nothing.
 """
 
 from __future__ import annotations

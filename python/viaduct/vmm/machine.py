@@ -137,7 +137,7 @@ class Machine:
 
     def start(self, *, paused: bool = False) -> asyncio.Task[None]:
         """Switches the machine on. The task ends when its guest runs, or raises `MachineError`; it may be awaited, or
-        left alone: `wait` raises the same."""
+        left alone: `wait` raises the same. It is cancelled if the machine is finished before there is a guest."""
         if self._task is None:
             self._finished = asyncio.get_running_loop().create_future()
             self._task = asyncio.create_task(self._start(paused), name=f"start of machine {self.name}")
@@ -145,8 +145,11 @@ class Machine:
 
     async def wait(self) -> MachineEnd:
         """Waits until the guest has been switched off, whoever did it. Raises `MachineError` if it did not start."""
-        await self.start()
+        start = self.start()
+        await asyncio.wait([start])
         assert self._finished is not None
+        if not self._finished.done() or self._finished.cancelled():
+            await start
         return await asyncio.shield(self._finished)
 
     async def pause(self) -> None:
@@ -189,6 +192,8 @@ class Machine:
             self.state = "stopped"
             if self._board is not None:
                 self._board.vm.request_pause()
+            elif self._task is not None:
+                self._task.cancel()  # Nothing if it is done: a reset is under way, and will see it.
             self._record("ended", f"{reason}: {detail}" if detail else reason)
 
     async def close(self) -> None:
@@ -315,7 +320,12 @@ class Machine:
     async def _switch_on(self, paused: bool) -> None:
         self.state = "starting"
         restore, self._restore = self._restore, None
-        self._board = await Board.build(self.config, self.name, self.console, self._from_board, restore)
+        board = await Board.build(self.config, self.name, self.console, self._from_board, restore)
+        assert self._finished is not None
+        if self._finished.done():
+            await board.close()
+            raise MachineError(f"machine {self.name} was ended before its guest began")
+        self._board = board
         self._started = time.time()
         await self._board.start(paused=paused or self.config.gdb is not None)
         if self.config.gdb is not None:

@@ -7,6 +7,7 @@ other content than it had would destroy it.
 
 from __future__ import annotations
 
+import contextlib
 import os
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,7 @@ from viaduct.vmm.errors import MachineError
 
 VERSION = 2
 DESCRIPTION, MEMORY = "machine.json", "memory"
+UNFINISHED_DESCRIPTION, UNFINISHED_MEMORY = "machine.json.new", "memory.new"
 
 
 class SlotState(msgspec.Struct, frozen=True):
@@ -68,20 +70,45 @@ def disk_states(config: MachineConfig) -> tuple[DiskState, ...]:
 
 
 def write(directory: Path, snapshot: Snapshot) -> None:
-    """Adds the description to a directory that has the memory: from then on it is a snapshot. Raises OSError."""
-    path = directory / DESCRIPTION
-    unfinished = path.with_suffix(".new")
-    with open(unfinished, "xb") as file:
+    """Makes a snapshot of a directory that has `UNFINISHED_MEMORY`. What a power cut leaves is no snapshot before the
+    last step, and a whole one after it: each step is on the disk before the next begins. Raises OSError."""
+    with open(directory / UNFINISHED_DESCRIPTION, "xb") as file:
         file.write(msgspec.json.encode(snapshot))
         file.flush()
         os.fsync(file.fileno())
-    unfinished.rename(path)
+    _sync_directory(directory.absolute().parent)
+    _sync_directory(directory)
+    (directory / UNFINISHED_MEMORY).rename(directory / MEMORY)
+    _sync_directory(directory)
+    (directory / UNFINISHED_DESCRIPTION).rename(directory / DESCRIPTION)
+    _sync_directory(directory)
+
+
+def _sync_directory(directory: Path) -> None:
+    fd = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        os.fsync(fd)
+    finally:
+        os.close(fd)
+
+
+def forget_unfinished(directory: Path) -> None:
+    """Removes what an unfinished snapshot has left, which is in the way of the next one, and nothing else."""
+    with contextlib.suppress(OSError):
+        names = {entry.name for entry in os.scandir(directory)}
+        # The memory has its name already while the description has not.
+        parts = {UNFINISHED_DESCRIPTION, UNFINISHED_MEMORY} | ({MEMORY} if UNFINISHED_DESCRIPTION in names else set())
+        if names <= parts:
+            for name in sorted(names - {UNFINISHED_DESCRIPTION}) + sorted(names & {UNFINISHED_DESCRIPTION}):
+                (directory / name).unlink()
 
 
 def new_directory(path: Path) -> Path:
-    """A directory for a snapshot, made unless it is there and empty. Raises `MachineError`."""
+    """A directory for a snapshot, made unless it is there and empty; what an interrupted one has left is removed.
+    Raises `MachineError`."""
     try:
         path.mkdir(mode=0o700, exist_ok=True)
+        forget_unfinished(path)
         if any(path.iterdir()):
             raise MachineError(f"{path}: there is something in it; a snapshot needs a directory of its own")
     except OSError as error:

@@ -34,8 +34,8 @@ async def back_ends(
     Raises:
         MachineError: what the configuration names cannot be had.
     """
-    for name, device in _disks(config):
-        yield name, _in_process(device, stack)
+    for name, disk in [(name, _in_process(device, stack)) for name, device in _disks(config)]:
+        yield name, disk
     for index, nic in enumerate(config.nics):
         if nic.path != "emulated":
             yield f"net{index}", await open_virtio(nic, mac_of(nic, machine, index), machine, stack)

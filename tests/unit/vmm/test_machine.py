@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 import gc
 import os
 import weakref
@@ -267,6 +268,91 @@ async def test_a_snapshot_of_a_running_machine_leaves_it_running(tmp_path: Path,
         await machine.snapshot(tmp_path / "kept")
     # Memory that was never touched takes no room: the guest has 4 MiB, and uses a page or two.
     assert os.stat(tmp_path / "kept" / "memory").st_blocks * 512 < 1 << 20
+
+
+async def test_a_power_cut_leaves_a_whole_snapshot_or_none(
+    tmp_path: Path, machines: list[Machine], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whatever is seen under its last name was on the disk before it got that name, and so was the directory. What an
+    earlier cut has left is in nobody's way."""
+    kept = tmp_path / "kept"
+    kept.mkdir()
+    for left in ("memory", "memory.new", "machine.json.new"):
+        (kept / left).write_bytes(b"cut")
+    done: list[str] = []
+    fsync, rename = os.fsync, Path.rename
+
+    def synced(fd: int) -> None:
+        done.append(os.path.basename(os.readlink(f"/proc/self/fd/{fd}")))
+        fsync(fd)
+
+    def renamed(path: Path, target: Path) -> Path:
+        done.append(f"{path.name} -> {target.name}")
+        return rename(path, target)
+
+    monkeypatch.setattr(os, "fsync", synced)
+    monkeypatch.setattr(Path, "rename", renamed)
+    machine = flat(tmp_path, COUNT)
+    machines.append(machine)
+    await machine.start()
+    await machine.snapshot(kept)
+    assert done == [
+        *("memory.new", "machine.json.new", tmp_path.name, "kept"),
+        *("memory.new -> memory", "kept", "machine.json.new -> machine.json", "kept"),
+    ]
+    await machine.stop()
+    restored = Machine.restored(kept)
+    machines.append(restored)
+    await restored.start()
+    await restored.console.expect("0123456789", PATIENCE)
+
+
+async def test_a_snapshot_that_fails_leaves_nothing(
+    tmp_path: Path, machines: list[Machine], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Here at the last step but one; the machine goes on."""
+    machine = flat(tmp_path, COUNT)
+    machines.append(machine)
+    await machine.start()
+
+    def full(path: Path, target: Path) -> Path:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    with monkeypatch.context() as broken:
+        broken.setattr(Path, "rename", full)
+        with pytest.raises(MachineError, match="No space left"):
+            await machine.snapshot(tmp_path / "kept")
+    assert os.listdir(tmp_path / "kept") == []
+    assert machine.state == "running"
+    (tmp_path / "kept" / "memory").touch()
+    with pytest.raises(MachineError, match="there is something in it"):
+        await machine.snapshot(tmp_path / "kept")
+
+
+@pytest.mark.parametrize(("kind", "reason", "code"), [(1, "shutdown", 0), (3, "failed", 1), (77, "failed", 1)])
+async def test_what_a_guest_tells_its_hypervisor(
+    tmp_path: Path, machines: list[Machine], kind: int, reason: str, code: int
+) -> None:
+    """KVM_EXIT_SYSTEM_EVENT comes with a paused machine, which then has to end."""
+    machine = flat(tmp_path, COUNT)
+    machines.append(machine)
+    await machine.start()
+    assert machine._board is not None
+    machine._board.vm.request_pause()
+    machine._board._event("system-event", {"vcpu": 0, "type": kind, "data": []})
+    end = await end_of(machine)
+    assert (end.reason, end.code, machine.state) == (reason, code, "stopped")
+
+
+async def test_a_reset_that_a_guest_asks_its_hypervisor_for(tmp_path: Path, machines: list[Machine]) -> None:
+    machine = flat(tmp_path, COUNT)
+    machines.append(machine)
+    await machine.start()
+    assert machine._board is not None
+    machine._board.vm.request_pause()
+    machine._board._event("system-event", {"vcpu": 0, "type": 2, "data": []})
+    await until(lambda: any(event.kind == "reset" for event in machine.events), "it is reset")
+    await machine.console.expect("0123456789", PATIENCE)
 
 
 async def test_snapshots_that_cannot_be_restored(tmp_path: Path, machines: list[Machine]) -> None:
