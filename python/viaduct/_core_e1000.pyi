@@ -33,9 +33,14 @@ class E1000(PciFunction):
         """Pulls the cable out; the other end has been let go when this returns."""
     def set_memory(self, memory: GuestMemory) -> None:
         """From now on this is the guest's memory."""
+    def take_complaint(self) -> str | None:
+        """What went wrong since this was last called: something that no driver does, or how the other end was lost.
+
+        Told at most 16 times in a card's life.
+        """
     @property
-    def complaint(self) -> str | None:
-        """What went wrong first: something that no driver does, or how the other end was lost."""
+    def complaint_fd(self) -> int:
+        """An eventfd that is readable while there is a complaint; the card's."""
     def counters(self) -> dict[str, int]:
         """What the virtio-net driver has counted, by name; zeroes for a tap interface."""
     def pause(self) -> None:

@@ -259,6 +259,9 @@ class VirtioPci(PciFunction):
         transitional: bool = False,
         port_notify: bool = False,
     ) -> VirtioPci: ...
+    @staticmethod
+    def has_transitional_id(device_id: int) -> bool:
+        """Whether there can be a transitional device of this kind (virtio 1.2, 4.1.2.1)."""
     @property
     def status(self) -> int:
         """See `VirtioMmio.status`."""

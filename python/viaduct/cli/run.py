@@ -63,6 +63,15 @@ def run(
         str | None, typer.Option(metavar="auto|bzimage|pvh|linux|multiboot|flat", help="How the kernel is started.")
     ] = None,
     transport: Annotated[str | None, typer.Option(metavar="pci|mmio", help="Where virtio devices are found.")] = None,
+    transitional: Annotated[
+        bool, typer.Option("--transitional", help="Virtio on PCI also for drivers from before virtio 1.0.")
+    ] = False,
+    port_notify: Annotated[
+        bool, typer.Option("--port-notify", help="Virtio on PCI is notified at ports, if the driver can.")
+    ] = False,
+    interrupts: Annotated[
+        str | None, typer.Option(metavar="kernel|split", help="Where the IOAPIC is: in the engine, or in this process.")
+    ] = None,
     engine: Annotated[str | None, typer.Option(metavar="auto|kvm", help="What executes the guest.")] = None,
     on_reset: Annotated[str | None, typer.Option(metavar="restart|stop", help="What a guest's reset does.")] = None,
     gdb: Annotated[int | None, typer.Option(metavar="PORT", help="Wait for gdb at 127.0.0.1:PORT, then begin.")] = None,
@@ -106,6 +115,9 @@ def run(
         "name": name,
         "boot": boot,
         "transport": transport,
+        "transitional": transitional or None,
+        "port_notify": port_notify or None,
+        "interrupts": interrupts,
         "engine": engine,
         "on_reset": on_reset,
         "gdb": gdb,

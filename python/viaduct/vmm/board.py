@@ -62,7 +62,7 @@ class Board:
         self._stack = AsyncExitStack()
         self._stack.callback(self.ram.close)
         try:
-            self.vm = Vm(self.engine, self.ram.memory, config.cpus, on_event=self._event)
+            self.vm = Vm(self.engine, self.ram.memory, config.cpus, interrupts=config.interrupts, on_event=self._event)
         except (OSError, ValueError, RuntimeError) as error:
             self.ram.close()
             raise MachineError(str(error)) from error
@@ -146,7 +146,15 @@ class Board:
         kind = back_end.device_id
         if self.pci is not None:
             function = VirtioPci(
-                self.vm, slot, name=name, device_id=kind, features=features, queue_sizes=sizes, config=config
+                self.vm,
+                slot,
+                name=name,
+                device_id=kind,
+                features=features,
+                queue_sizes=sizes,
+                config=config,
+                transitional=self.config.transitional and VirtioPci.has_transitional_id(kind),
+                port_notify=self.config.port_notify,
             )
             place = f"PCI 00:{self.pci.add(function):02x}.0"
             slot.transport = function
@@ -173,7 +181,7 @@ class Board:
         """A card of registers, which only PCI has a place for."""
         if self.pci is None:
             raise MachineError(f"{name}: an emulated card needs transport=pci, where its driver looks for it")
-        card = EmulatedNic(name, mac, self.ram.memory)
+        card = EmulatedNic(name, mac, self.ram.memory, self.report)
         self._stack.push_async_callback(card.close)
         slot = self.pci.add(card.function)
         if nic.kind == "tap":

@@ -142,7 +142,11 @@ class MachineConfig(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=Tru
     TOML file.
 
     `boot`: how the kernel is started (`viaduct.vmm.boot`). `memory`: bytes. `transport`: where virtio devices are found
-    by the guest. `on_reset`: what a guest's own reset does. `console`: `stdio`, `socket:PATH`, `file:PATH` or `none`.
+    by the guest. `transitional`: on PCI, those whose kind is older than virtio 1.0 can be driven as before it as well.
+    `port_notify`: on PCI, their notifications are offered at ports first. `interrupts`: `kernel`: all controllers in
+    the engine, with a PC's PICs and interval timer; `split`: the local APICs there, the IOAPIC in this process, and
+    neither PICs nor timer. `on_reset`: what a guest's own reset does. `console`: `stdio`, `socket:PATH`, `file:PATH` or
+    `none`.
     `console_device`: what it is in the guest, /dev/ttyS0 or /dev/hvc0.
     `vsock`: the path by which the host's programs reach the guest's sockets. `gdb`: a TCP port of the loopback
     interface.
@@ -165,6 +169,9 @@ class MachineConfig(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=Tru
     console: str = "stdio"
     console_device: Literal["serial", "virtio"] = "serial"
     transport: Literal["pci", "mmio"] = "pci"
+    transitional: bool = False
+    port_notify: bool = False
+    interrupts: Literal["kernel", "split"] = "kernel"
     engine: Literal["auto", "kvm"] = "auto"
     on_reset: Literal["restart", "stop"] = "restart"
     gdb: int | None = None
@@ -185,6 +192,9 @@ class MachineConfig(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=Tru
         kind, _, target = self.console.partition(":")
         if self.console not in ("stdio", "none") and not (kind in ("socket", "file") and target):
             raise ConfigError(f"{self.console!r}: expected stdio, socket:PATH, file:PATH or none", ("console",))
+        for key in ("transitional", "port_notify"):
+            if getattr(self, key) and self.transport != "pci":
+                raise ConfigError(f"is about PCI, and transport = {self.transport!r}: leave one of them out", (key,))
         if self.gdb is not None and not 0 <= self.gdb <= 65535:
             raise ConfigError(f"{self.gdb} is no TCP port: 0 to 65535, where 0 takes a free one", ("gdb",))
 

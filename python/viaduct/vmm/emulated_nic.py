@@ -6,7 +6,9 @@ is a guest's driver to it, and the link comes up again by itself when the back-e
 
 from __future__ import annotations
 
+import asyncio
 import os
+from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 from viaduct._core import E1000
@@ -26,11 +28,19 @@ _OPTIONS = LinkOptions(checksum=False, segmentation=False)
 
 
 class EmulatedNic:
-    """A card with the address `mac`, nothing plugged in. `function` goes into a slot."""
+    """A card with the address `mac`, nothing plugged in. `function` goes into a slot. `report` is told, on the running
+    loop, of what somebody should know: a kind of event and a text."""
 
-    def __init__(self, name: str, mac: bytes, memory: GuestMemory) -> None:
+    def __init__(self, name: str, mac: bytes, memory: GuestMemory, report: Callable[[str, str], None]) -> None:
         self.function = E1000(name, mac, memory)
         self._link: Link | None = None
+        self._report = report
+        self._loop = asyncio.get_running_loop()
+        self._loop.add_reader(self.function.complaint_fd, self._complained)
+
+    def _complained(self) -> None:
+        if (text := self.function.take_complaint()) is not None:
+            self._report("device-error", f"{self.function.name}: {text}")
 
     def plug_into_tap(self, ifname: str) -> None:
         """Joins the card to an interface, which is made unless it exists. Raises `MachineError`."""
@@ -54,6 +64,7 @@ class EmulatedNic:
 
     async def close(self) -> None:
         """Pulls the cable out."""
+        self._loop.remove_reader(self.function.complaint_fd)
         link, self._link = self._link, None
         if link is not None:
             await link.close()

@@ -31,7 +31,8 @@ Ports:
 | 0x0CF9 | reset control: the byte inside the address register that PC chipsets have there |
 | 0xC000 - 0xFFFF | PCI: port BARs |
 
-Interrupt numbers are GSIs: 0 to 15 are the ISA interrupts of the same number, 16 to 23 belong to virtio-mmio.
+Interrupt numbers are GSIs: 0 to 15 are the ISA interrupts of the same number, 16 to 23 belong to virtio-mmio. At the
+IOAPIC each is the pin of the same number, except for the interval timer's interrupt 0, which is pin 2.
 """
 
 from __future__ import annotations
@@ -66,6 +67,8 @@ VIRTIO_MMIO_SLOTS = 8
 
 IOAPIC = 0xFEC0_0000
 IOAPIC_PINS = 24
+TIMER_IRQ, TIMER_PIN = 0, 2
+"""Where a PC has its interval timer: interrupt 2, the second PIC's way to the first, needs no pin of the IOAPIC."""
 LOCAL_APIC = 0xFEE0_0000
 KVM_IDENTITY_MAP = 0xFFFB_C000
 KVM_TSS = 0xFFFB_D000

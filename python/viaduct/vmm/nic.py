@@ -11,7 +11,8 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
-from contextlib import AsyncExitStack
+import socket
+from contextlib import AsyncExitStack, suppress
 from pathlib import Path
 
 import msgspec
@@ -27,16 +28,29 @@ from viaduct.vmm.config import MachineConfig, NicConfig
 from viaduct.vmm.errors import MachineError
 
 _QUEUES = (256, 256)
+_MACHINE_IDS = (Path("/etc/machine-id"), Path("/var/lib/dbus/machine-id"))
 _SEVERAL_PAIRS = NetFeature.MQ | NetFeature.CTRL_VQ
 """Need a control queue, which back-ends leave to the machine."""
 
 
 def mac_of(nic: NicConfig, machine: str, index: int) -> bytes:
-    """The card's address: the one that was given, or one that stays the same for this machine and card."""
+    """The card's address: the one that was given, or one that stays the same for this machine and card on this host.
+
+    Machines are named vm1, vm2, ... on every host, and hosts are joined by tunnels: so the host is part of it.
+    """
     if nic.mac is not None:
         return bytes.fromhex(nic.mac.replace(":", "").replace("-", ""))
-    digest = hashlib.sha256(f"{machine}/{index}".encode()).digest()
+    digest = hashlib.sha256(f"viaduct/{_host()}/{machine}/{index}".encode()).digest()
     return b"\x52\x54\x00" + digest[:3]
+
+
+def _host() -> str:
+    """What tells this host from others, as long as it is installed (machine-id(5)); without that, its name."""
+    for path in _MACHINE_IDS:
+        with suppress(OSError):
+            if found := path.read_text(encoding="ascii", errors="replace").strip():
+                return found
+    return socket.gethostname()
 
 
 def with_macs(config: MachineConfig, machine: str) -> MachineConfig:

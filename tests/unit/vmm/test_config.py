@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 
 from viaduct.switch.config_error import ConfigError
+from viaduct.vmm import nic
 from viaduct.vmm.config import DiskConfig, NicConfig, build_machine, parse_part, parse_size
 from viaduct.vmm.config_toml import load_machine_table, load_net
 
@@ -24,8 +25,8 @@ def test_sizes() -> None:
 def test_short_forms() -> None:
     assert parse_part(DiskConfig, "a.img,ro") == DiskConfig(file="a.img", read_only=True)
     assert parse_part(DiskConfig, "a.img,format=qcow2,serial=x") == DiskConfig(file="a.img", format="qcow2", serial="x")
-    nic = parse_part(NicConfig, "tap:tap0,path=vhost,mac=52:54:00:00:00:01")
-    assert (nic.kind, nic.target, nic.path) == ("tap", "tap0", "vhost")
+    card = parse_part(NicConfig, "tap:tap0,path=vhost,mac=52:54:00:00:00:01")
+    assert (card.kind, card.target, card.path) == ("tap", "tap0", "vhost")
 
 
 def test_relative_paths_start_where_the_file_is(tmp_path: Path) -> None:
@@ -34,7 +35,7 @@ def test_relative_paths_start_where_the_file_is(tmp_path: Path) -> None:
     )
     assert machine.kernel == str(tmp_path / "k")
     assert machine.disks[0].file == str(tmp_path / "d.img")
-    assert [nic.to for nic in machine.nics] == [f"vhost-user:{tmp_path}/n.sock", "switch:a"]
+    assert [card.to for card in machine.nics] == [f"vhost-user:{tmp_path}/n.sock", "switch:a"]
     assert machine.console == f"file:{tmp_path}/out"
 
 
@@ -58,6 +59,9 @@ def test_relative_paths_start_where_the_file_is(tmp_path: Path) -> None:
         ({"kernel": "k", "console": "serial"}, "expected stdio"),
         ({"kernel": "k", "name": "a/b"}, "letters, digits"),
         ({"kernel": "k", "gdb": 70000}, "no TCP port"),
+        ({"kernel": "k", "interrupts": "none"}, "interrupts: invalid enum value 'none'"),
+        ({"kernel": "k", "transport": "mmio", "transitional": True}, "transitional: is about PCI"),
+        ({"kernel": "k", "transport": "mmio", "port_notify": True}, "port_notify: is about PCI"),
         ({"kernel": "k", "colour": "red"}, "colour"),
     ],
 )
@@ -96,3 +100,22 @@ def test_errors_in_a_net_name_the_line(tmp_path: Path) -> None:
         with pytest.raises(ConfigError) as error:
             load_net(file)
         assert said in str(error.value)
+
+
+def test_addresses_of_cards_stay_the_same_and_differ(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    card = NicConfig(to="switch:a")
+    given = NicConfig(to="switch:a", mac="52:54:00:00:00:01")
+
+    def on_host(identity: str | None) -> list[bytes]:
+        file = tmp_path / "machine-id"
+        file.unlink(missing_ok=True)
+        if identity is not None:
+            file.write_text(identity)
+        monkeypatch.setattr(nic, "_MACHINE_IDS", (file,))
+        return [nic.mac_of(card, machine, index) for machine in ("vm1", "vm2") for index in (0, 1)]
+
+    hosts = [on_host("4a\n"), on_host("4b\n"), on_host(None)]
+    assert hosts[0] == on_host("4a\n")
+    assert len({mac for host in hosts for mac in host}) == 12, "machines, cards and hosts all tell addresses apart"
+    assert all(mac.startswith(b"\x52\x54\x00") for host in hosts for mac in host)
+    assert nic.mac_of(given, "vm1", 0) == bytes.fromhex("525400000001")

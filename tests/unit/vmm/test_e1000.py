@@ -18,7 +18,7 @@ from viaduct.vmm import memory_map as at
 from viaduct.vmm.emulated_nic import EmulatedNic
 from viaduct.vmm.errors import MachineError
 from viaduct.vmm.ram import Ram
-from vmm.flat import Registers, until
+from vmm.flat import PATIENCE, Registers, until
 from vmm.register_program import REPORT_PORT, Program, enable_interrupts, load, route_pin
 
 MAC = bytes.fromhex("525400000001")
@@ -79,7 +79,8 @@ async def test_a_question_leaves_and_its_answer_interrupts(switch: Switch, tmp_p
         gsis=at.PCI_INTX_GSIS,
     )
     vm.add_mmio(at.PCI_ECAM, at.PCI_ECAM_SIZE, root.ecam())
-    card = EmulatedNic("net0", MAC, ram.memory)
+    reports: list[tuple[str, str]] = []
+    card = EmulatedNic("net0", MAC, ram.memory, lambda kind, text: reports.append((kind, text)))
     slot = root.add(card.function)
     frame = arp_request()
     ram.memory.write(TX_BUFFER, frame)
@@ -102,7 +103,8 @@ async def test_a_question_leaves_and_its_answer_interrupts(switch: Switch, tmp_p
             assert answer[:14] == MAC + guest.mac + b"\x08\x06"
             assert answer[20:22] == b"\x00\x02"
             assert answer[28:32] == THEIRS
-            assert card.function.complaint is None
+            assert card.function.take_complaint() is None
+            assert not reports
             assert card.function.counters()["tx_frames"] == 1
     finally:
         vm.stop()
@@ -128,8 +130,40 @@ async def test_states_are_kept_and_damaged_ones_refused() -> None:
 
 async def test_nobody_at_the_other_end_is_an_error(tmp_path: Path) -> None:
     ram = Ram(1 << 20)
-    card = EmulatedNic("net0", MAC, ram.memory)
+    card = EmulatedNic("net0", MAC, ram.memory, lambda kind, text: None)
     with pytest.raises(MachineError, match=r"net0: .*nobody\.sock"):
         await card.plug_into_back_end(f"{tmp_path}/nobody.sock", within=0.1)
     await card.close()
     ram.close()
+
+
+async def test_what_a_driver_does_wrong_is_an_event() -> None:
+    ram = Ram(1 << 20)
+    vm = Vm("kvm", ram.memory, 1, interrupts="kernel")
+    done = Registers()
+    vm.add_pio(REPORT_PORT, 1, done)
+    root = PciRoot(
+        vm,
+        ports=(at.PCI_PORTS, at.PCI_PORTS_SIZE),
+        memory32=(at.PCI_WINDOW_32, at.PCI_WINDOW_32_SIZE),
+        memory64=(at.pci_window_64(ram.size), at.PCI_WINDOW_64_SIZE),
+        gsis=at.PCI_INTX_GSIS,
+    )
+    vm.add_mmio(at.PCI_ECAM, at.PCI_ECAM_SIZE, root.ecam())
+    reports: asyncio.Queue[tuple[str, str]] = asyncio.Queue()
+    card = EmulatedNic("net0", MAC, ram.memory, lambda kind, text: reports.put_nowait((kind, text)))
+    function = at.PCI_ECAM + (root.add(card.function) << 15)
+    program = Program().store(function + 0x10, BAR).store(function + 4, 6, 2)
+    for offset, value in ((TDBAL, 0x8000_0000), (TDLEN, 128), (TCTL, ENABLE), (TDT, 1)):
+        program.store(BAR + offset, value)
+    load(vm, ram, program.report())
+    try:
+        vm.start()
+        kind, text = await asyncio.wait_for(reports.get(), PATIENCE)
+        assert kind == "device-error"
+        assert text.startswith("net0: transmit descriptor at 0x80000000 is outside the guest's memory")
+    finally:
+        vm.stop()
+        await card.close()
+        vm.close()
+        ram.close()

@@ -105,6 +105,51 @@ async def test_a_guest_ends_its_machine(
     assert (found.reason, found.code) == end
 
 
+def config_byte(offset: int, mask: int = 0xFF) -> bytes:
+    """Ends the machine with a byte of the configuration space of PCI device 1."""
+    address = 0x8000_0800 | offset & ~3
+    return (
+        (
+            b"\xba\xf8\x0c\x66\xb8" + address.to_bytes(4, "little") + b"\x66\xef"  # mov dx, 0xCF8; mov eax; out
+            b"\xba" + (0xCFC + offset % 4).to_bytes(2, "little") + b"\xec"  # mov dx, ...; in al, dx
+            b"\x24" + bytes([mask]) + b"\xe6\xf4"  # and al, mask; out 0xF4, al
+        )
+        + HALT
+    )
+
+
+DEVICE_ID, PORT_NOTIFY_BAR, IS_PORTS = 2, 0x18, 1
+PIC_MASK = b"\xe4\x21\xe6\xf4" + HALT
+"""in al, 0x21; out 0xF4, al: 0 after power-on, 255 without a PIC."""
+
+
+@pytest.mark.parametrize(
+    ("code", "fields", "seen"),
+    [
+        (config_byte(DEVICE_ID), {}, 0x44),
+        (config_byte(DEVICE_ID), {"transitional": True}, 0x05),
+        (config_byte(DEVICE_ID), {"transitional": True, "rng": False, "vsock": "vsock"}, 0x53),
+        (config_byte(PORT_NOTIFY_BAR, IS_PORTS), {}, 0),
+        (config_byte(PORT_NOTIFY_BAR, IS_PORTS), {"port_notify": True}, 1),
+        (PIC_MASK, {}, 0),
+        (PIC_MASK, {"interrupts": "split"}, 255),
+    ],
+)
+async def test_a_guest_sees_what_is_configured(
+    tmp_path: Path,
+    machines: list[Machine],
+    monkeypatch: pytest.MonkeyPatch,
+    code: bytes,
+    fields: dict[str, Any],
+    seen: int,
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    machine = flat(tmp_path, code, **fields)
+    machines.append(machine)
+    found = await end_of(machine)
+    assert (found.reason, found.code) == ("exit", seen)
+
+
 async def test_a_reset_begins_anew(tmp_path: Path, machines: list[Machine]) -> None:
     """The first thing that the guest does is to say so, and the second to reset its machine."""
     machine = flat(tmp_path, out(0x3F8, ord("x")) + out(0xCF9, 6) + HALT)

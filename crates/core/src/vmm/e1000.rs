@@ -1,6 +1,6 @@
 //! The emulated network card for Python: `viaduct._core.E1000`.
 
-use std::os::fd::{OwnedFd, RawFd};
+use std::os::fd::{AsRawFd, OwnedFd, RawFd};
 use std::sync::Arc;
 
 use parking_lot::Mutex;
@@ -80,9 +80,13 @@ impl E1000 {
         py.detach(|| self.inner.set_memory(memory));
     }
 
+    fn take_complaint(&self) -> Option<String> {
+        self.inner.take_complaint()
+    }
+
     #[getter]
-    fn complaint(&self) -> Option<String> {
-        self.inner.complaint()
+    fn complaint_fd(&self) -> RawFd {
+        self.inner.complaint_event().as_raw_fd()
     }
 
     fn counters<'py>(&self, py: Python<'py>) -> PyResult<Bound<'py, pyo3::types::PyDict>> {

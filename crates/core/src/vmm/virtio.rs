@@ -195,6 +195,11 @@ impl VirtioPci {
         Ok(PyClassInitializer::from(PciFunction::new(inner.clone())).add_subclass(VirtioPci { inner }))
     }
 
+    #[staticmethod]
+    fn has_transitional_id(device_id: u16) -> bool {
+        pci::has_transitional_id(device_id)
+    }
+
     #[getter]
     fn status(&self) -> u8 {
         self.inner.front_end().status()

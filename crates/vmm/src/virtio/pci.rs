@@ -60,6 +60,11 @@ const WINDOW_OFFSET: usize = 8;
 const WINDOW_LENGTH: usize = 12;
 const WINDOW_DATA: usize = 16;
 
+/// Whether the kind of device existed before virtio 1.0, so that there can be a transitional one (virtio 1.2, 4.1.2.1).
+pub fn has_transitional_id(device_id: u16) -> bool {
+    device(device_id, true).is_some()
+}
+
 /// How a device is shown.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct PciOptions {

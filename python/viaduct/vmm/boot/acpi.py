@@ -20,6 +20,8 @@ from viaduct.vmm.memory_map import (
     RESET_VALUE,
     SLEEP_CONTROL_PORT,
     SLEEP_STATUS_PORT,
+    TIMER_IRQ,
+    TIMER_PIN,
 )
 
 RSDP_SIZE = 36
@@ -27,7 +29,7 @@ HEADER_SIZE = 36
 ALIGNMENT = 16
 WBINVD, PROC_C1, PWR_BUTTON, SLP_BUTTON, RESET_REG_SUP, HW_REDUCED = (1 << bit for bit in (0, 2, 4, 5, 10, 20))
 HAS_8042, NO_VGA, NO_CMOS_RTC = (1 << bit for bit in (1, 2, 5))
-MADT_LOCAL_APIC, MADT_IOAPIC, MADT_LOCAL_NMI, MADT_X2APIC, MADT_X2APIC_NMI = 0, 1, 4, 9, 10
+MADT_LOCAL_APIC, MADT_IOAPIC, MADT_OVERRIDE, MADT_LOCAL_NMI, MADT_X2APIC, MADT_X2APIC_NMI = 0, 1, 2, 4, 9, 10
 XAPIC_ID_MAX = 254
 
 
@@ -88,7 +90,8 @@ def _fadt(platform: Platform, devices: int) -> bytes:
 
 
 def _madt(platform: Platform) -> bytes:
-    """The multiple APIC description table (5.2.12). ISA interrupts have their own numbers, so nothing is overridden."""
+    """The multiple APIC description table (5.2.12). ISA interrupts have their own numbers, but for the interval timer's
+    (5.2.12.5)."""
     enabled = 1 << 0
     entries = []
     for vcpu in range(platform.vcpus):
@@ -97,6 +100,7 @@ def _madt(platform: Platform) -> bytes:
         else:
             entries.append(struct.pack("<2B2x3I", MADT_X2APIC, 16, vcpu, enabled, vcpu))
     entries.append(struct.pack("<4B2I", MADT_IOAPIC, 12, 0, 0, IOAPIC, 0))
+    entries.append(struct.pack("<4BIH", MADT_OVERRIDE, 10, 0, TIMER_IRQ, TIMER_PIN, 0))
     entries.append(struct.pack("<3BHB", MADT_LOCAL_NMI, 6, 0xFF, 0, 1))
     if platform.vcpus > XAPIC_ID_MAX + 1:
         entries.append(struct.pack("<2BHIB3x", MADT_X2APIC_NMI, 12, 0, 0xFFFF_FFFF, 1))

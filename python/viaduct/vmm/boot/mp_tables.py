@@ -10,7 +10,7 @@ import struct
 
 from viaduct.vmm.boot.checksum import with_checksum
 from viaduct.vmm.boot.platform import Platform
-from viaduct.vmm.memory_map import IOAPIC, LOCAL_APIC, PCI_INTX_GSIS, pci_intx_gsi
+from viaduct.vmm.memory_map import IOAPIC, LOCAL_APIC, PCI_INTX_GSIS, TIMER_IRQ, TIMER_PIN, pci_intx_gsi
 
 POINTER_SIZE = 16
 PROCESSOR, BUS, IO_APIC, IO_INTERRUPT, LOCAL_INTERRUPT = range(5)
@@ -53,8 +53,9 @@ def mp_tables(platform: Platform, address: int) -> bytes:
 
     taken_by_pci = PCI_INTX_GSIS if pci is not None else ()
     for irq in range(16):
-        if irq not in taken_by_pci:
-            interrupt(IO_INTERRUPT, INT, 0, isa, irq, ioapic_id, irq)
+        # Interrupt 2 is what the second PIC has the first one for, and no device's.
+        if irq not in taken_by_pci and irq != TIMER_PIN:
+            interrupt(IO_INTERRUPT, INT, 0, isa, irq, ioapic_id, TIMER_PIN if irq == TIMER_IRQ else irq)
     if pci is not None:
         for device in range(PCI_DEVICES):
             for pin in range(PCI_PINS):

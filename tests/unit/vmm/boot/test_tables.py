@@ -55,6 +55,8 @@ def test_madt_lists_each_vcpu_once(vcpus: int) -> None:
     assert all(entry[1] == 8 and entry[4] == 1 for entry in entries if entry[0] == 0)
     assert all(entry[1] == 16 and entry[8] == 1 for entry in entries if entry[0] == 9)
     assert [struct.unpack("<2BB1x2I", entry) for entry in entries if entry[0] == 1] == [(1, 12, 0, 0xFEC0_0000, 0)]
+    overrides = [struct.unpack("<4BIH", entry) for entry in entries if entry[0] == 2]
+    assert overrides == [(2, 10, 0, 0, 2, 0)], "the interval timer, as the engine wires it (KVM's GSI 0 is pin 2)"
     assert any(entry[0] == 10 for entry in entries) == (vcpus > 255)
 
 
@@ -167,7 +169,9 @@ def test_mp_tables(vcpus: int, pci: bool) -> None:
     wired = [struct.unpack("<2xH4B", entry) for entry in entries if entry[0] == 3]
     isa = [(source, pin) for _, bus, source, _, pin in wired if bus == buses[b"ISA"]]
     assert (4, 4) in isa
-    assert all(source == pin for source, pin in isa)
+    assert (0, 2) in isa
+    assert all(source == pin for source, pin in isa if source != 0)
+    assert len({pin for _, pin in isa}) == len(isa), "no two of them share a pin"
     if pci:
         intx = {(source >> 2, source & 3): pin for _, bus, source, _, pin in wired if bus == buses[b"PCI"]}
         assert [intx[1, 0], intx[2, 0], intx[4, 0], intx[1, 1]] == [9, 10, 5, 10]

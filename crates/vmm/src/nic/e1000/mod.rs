@@ -12,7 +12,7 @@
 //! that delay an interrupt by a packet's arrival (RDTR, RADV, TIDV, TADV) are registers that only remember.
 //!
 //! A ring whose driver has no descriptors for a frame makes the other end wait instead of losing it. Descriptors outside
-//! the guest's memory stop their ring; [`E1000::complaint`] says so.
+//! the guest's memory stop their ring; [`E1000::take_complaint`] says so.
 
 mod eeprom;
 mod interrupts;
@@ -43,7 +43,7 @@ use crate::pci::{Bar, BarKind, ConfigSpace, Description, Identity, PciFunction, 
 use crate::platform::BadState;
 use registers::{Effect, Registers};
 use transmit::Transmit;
-use worker::{Path, Shared};
+use worker::{Complaints, Path, Shared};
 
 const VENDOR: u16 = 0x8086;
 const DEVICE: u16 = 0x100E;
@@ -101,7 +101,7 @@ impl E1000 {
             doorbell: EventFd::new(EFD_NONBLOCK | EFD_CLOEXEC)?,
             stop: Default::default(),
             paused: Default::default(),
-            complaint: Mutex::default(),
+            complaints: Complaints::new()?,
         });
         Ok(E1000 { name, shared, io_address: AtomicU32::new(0), worker: Mutex::default() })
     }
@@ -147,9 +147,15 @@ impl E1000 {
         self.shared.path.lock().dma.set_memory(memory);
     }
 
-    /// What went wrong first: something that no driver does, or the loss of the other end.
-    pub fn complaint(&self) -> Option<String> {
-        self.shared.complaint.lock().clone()
+    /// What went wrong: something that no driver does, or the loss of the other end. Each is told once, and only a few in a
+    /// card's life.
+    pub fn take_complaint(&self) -> Option<String> {
+        self.shared.complaints.take()
+    }
+
+    /// Readable while there is a complaint.
+    pub fn complaint_event(&self) -> &EventFd {
+        self.shared.complaints.event()
     }
 
     /// Stops moving frames: when this returns, guest memory is not touched any more.

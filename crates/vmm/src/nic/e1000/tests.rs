@@ -1,5 +1,7 @@
 //! A driver of a few lines, in the order of Linux's, against a wire that remembers.
 
+mod hostile;
+
 use std::collections::VecDeque;
 use std::os::fd::RawFd;
 use std::time::{Duration, Instant};
@@ -93,6 +95,10 @@ struct Computer {
 impl Computer {
     /// A card without a cable.
     fn new() -> Computer {
+        Computer::with(E1000::new)
+    }
+
+    fn with(make: fn(String, [u8; 6], GuestMemory) -> std::io::Result<E1000>) -> Computer {
         let memory = GuestMemory::allocate(MEMORY).unwrap();
         let vm = mock::Pins::new();
         let buses = [Arc::new(Bus::ports()), Arc::new(Bus::addresses())];
@@ -102,7 +108,7 @@ impl Computer {
             memory64: Range { base: 1 << 40, last: (1 << 41) - 1 },
         };
         let root = PciRoot::new(vm.clone(), &buses[0], &buses[1], windows, [GSI; 4]).unwrap();
-        let card = Arc::new(E1000::new("e1000 0".to_owned(), MAC, memory.clone()).unwrap());
+        let card = Arc::new(make("e1000 0".to_owned(), MAC, memory.clone()).unwrap());
         let slot = root.add(card.clone(), None).unwrap();
         let wire = Arc::new(Mutex::new(Wire { room: usize::MAX, ..Wire::default() }));
         let event = EventFd::new(EFD_NONBLOCK).unwrap();
@@ -113,7 +119,10 @@ impl Computer {
 
     /// One with a cable, and with a driver that uses it.
     fn running() -> Computer {
-        let computer = Computer::new();
+        Computer::driven(Computer::new())
+    }
+
+    fn driven(computer: Computer) -> Computer {
         computer.plug();
         computer.start();
         computer
@@ -188,6 +197,16 @@ impl Computer {
     fn come(&self, frames: impl IntoIterator<Item = Vec<u8>>) {
         self.wire.lock().coming.extend(frames);
         self.event.write(1).unwrap();
+    }
+
+    /// Waits for a complaint.
+    fn complaint(&self) -> String {
+        let mut complaint = None;
+        until("a complaint", || {
+            complaint = self.card.take_complaint();
+            complaint.is_some()
+        });
+        complaint.unwrap_or_default()
     }
 
     /// Waits for the interrupt and reads why.
@@ -531,8 +550,7 @@ fn the_loss_of_the_other_end_is_told() {
     computer.read(reg::ICR);
     computer.wire.lock().broken = Some("it has gone".to_owned());
     computer.event.write(1).unwrap();
-    until("a complaint", || computer.card.complaint().is_some());
-    assert!(computer.card.complaint().unwrap().contains("it has gone"));
+    assert!(computer.complaint().contains("it has gone"));
     until("link down", || computer.read(reg::STATUS) & 2 == 0);
     computer.store(TX_BUFFERS, &frame(MAC, 60));
     computer.post(&[legacy(TX_BUFFERS, 60, EOP_FCS_RS)]);
@@ -541,35 +559,4 @@ fn the_loss_of_the_other_end_is_told() {
     computer.plug();
     computer.post(&[legacy(TX_BUFFERS, 60, EOP_FCS_RS)]);
     assert_eq!(computer.sent(1).len(), 1);
-}
-
-#[test]
-fn rings_that_point_anywhere_harm_nobody() {
-    let computer = Computer::running();
-    for (base, len, head, tail) in [
-        (!0xF, 256, 0, 5),
-        (MEMORY - 32, 256, 0, 15),
-        (0, 0xF_FF80, 0, 0xFFF0),
-        (0, 0, 0, 5),
-        (0, 256, 500, 5),
-        (0, 256, 5, 500),
-    ] {
-        for ring in [reg::TDBAL, reg::RDBAL] {
-            computer.write(ring, base as u32);
-            computer.write(ring + 4, (base >> 32) as u32);
-            computer.write(ring + 8, len);
-            computer.write(ring + 0x10, head);
-            computer.write(ring + 0x18, tail);
-        }
-        computer.come([frame(MAC, 60), frame(MAC, 1400)]);
-        until("a complaint", || computer.card.complaint().is_some());
-        std::thread::sleep(Duration::from_millis(5));
-    }
-    assert!(computer.card.complaint().unwrap().contains("outside the guest's memory"));
-    computer.wire.lock().coming.clear();
-    computer.start();
-    computer.wire.lock().sent.clear();
-    computer.store(TX_BUFFERS, &frame(MAC, 61));
-    computer.post(&[legacy(TX_BUFFERS, 61, EOP_FCS_RS)]);
-    assert_eq!(computer.sent(1), [frame(MAC, 61)]);
 }

@@ -31,6 +31,8 @@ const DONE: u64 = 1 << 32;
 
 /// Descriptors processed at a time.
 const BATCH: u32 = 64;
+/// Frames sent at a time: a driver chooses how small the segments of a packet are, and a vCPU may wait for the batch.
+const FRAMES: usize = 256;
 /// Longest frame that is no packet to be cut (the 16 KiB of the packet buffer).
 const LONGEST_FRAME: usize = 16_288;
 /// Longest packet to be cut: an IP packet behind the longest header that a context can say.
@@ -60,8 +62,20 @@ pub struct Outcome {
     pub causes: u32,
     /// There was no room for a frame.
     pub full: bool,
+    /// There are more frames than one batch may send.
+    pub more: bool,
     /// A descriptor is outside memory, at this address.
     pub outside: Option<u64>,
+}
+
+/// How much of a packet has been sent.
+enum Sent {
+    /// All of it.
+    All,
+    /// Less, because there was no room for a frame.
+    NoRoom,
+    /// Less, because it is enough for now.
+    Enough,
 }
 
 /// What is remembered from descriptor to descriptor.
@@ -100,6 +114,7 @@ impl Transmit {
     ) -> Outcome {
         let ring = settings.ring;
         let mut outcome = Outcome { head: ring.head, ..Outcome::default() };
+        let mut allowed = FRAMES;
         for _ in 0..ring.available(ring.head).min(BATCH) {
             let at = ring.descriptor(outcome.head);
             let mut bytes = [0; 16];
@@ -121,11 +136,14 @@ impl Transmit {
                     self.gather(dma, address, command, settings);
                 }
                 if command & END_OF_PACKET != 0 {
-                    if !self.send(settings, end.as_deref_mut(), traffic) {
-                        outcome.full = true;
+                    match self.send(settings, end.as_deref_mut(), traffic, &mut allowed) {
+                        Sent::All => self.abandon(),
+                        Sent::NoRoom => outcome.full = true,
+                        Sent::Enough => outcome.more = true,
+                    }
+                    if outcome.full || outcome.more {
                         break;
                     }
-                    self.abandon();
                 }
             }
             if command & REPORT_STATUS != 0 {
@@ -173,13 +191,14 @@ impl Transmit {
         }
     }
 
-    /// Sends what has been gathered, or the rest of it. `false`: there was no room for all.
+    /// Sends what has been gathered, or the rest of it, in as many frames as are `allowed`.
     fn send(
         &mut self,
         settings: &Settings,
         mut end: Option<&mut (dyn FrameEnd + 'static)>,
         traffic: &mut Traffic,
-    ) -> bool {
+        allowed: &mut usize,
+    ) -> Sent {
         if self.sent.is_none() {
             self.finish();
         }
@@ -188,6 +207,10 @@ impl Transmit {
         let first = self.sent.unwrap_or(0);
         let mut frame = Vec::new();
         for index in first..frames {
+            if *allowed == 0 {
+                self.sent = Some(index);
+                return Sent::Enough;
+            }
             offload::frame(&self.packet, &context, &self.work, index, &mut frame);
             if let Some(tag) = self.work.tag {
                 offload::tag(&mut frame, settings.vlan_type, tag);
@@ -199,12 +222,13 @@ impl Transmit {
                 && !end.send(&mut frame)
             {
                 self.sent = Some(index);
-                return false;
+                return Sent::NoRoom;
             }
+            *allowed -= 1;
             traffic.count(&frame);
         }
         traffic.segmented += u32::from(self.work.segment && frames > 0);
-        true
+        Sent::All
     }
 
     /// All pieces are there.

@@ -14,11 +14,11 @@
 use std::os::fd::{AsRawFd, RawFd};
 use std::sync::Arc;
 use std::sync::OnceLock;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU8, Ordering};
 use std::time::Instant;
 
 use parking_lot::Mutex;
-use vmm_sys_util::eventfd::EventFd;
+use vmm_sys_util::eventfd::{EFD_CLOEXEC, EFD_NONBLOCK, EventFd};
 
 use super::interrupts::Pin;
 use super::receive::{self, Delivered, Unwanted};
@@ -32,6 +32,8 @@ use crate::pci::Pins;
 
 /// Frames received at a time.
 const BATCH: usize = 64;
+/// Complaints in a card's whole life.
+const COMPLAINTS: u8 = 16;
 
 /// The data path.
 pub struct Path {
@@ -58,8 +60,45 @@ pub struct Shared {
     pub doorbell: EventFd,
     pub stop: AtomicBool,
     pub paused: AtomicBool,
-    /// What the guest did first that no driver does.
-    pub complaint: Mutex<Option<String>>,
+    pub complaints: Complaints,
+}
+
+/// What the guest did that no driver does, or what happened to the cable: for people, and so only a few times.
+pub struct Complaints {
+    waiting: Mutex<Option<String>>,
+    /// Signalled when one waits.
+    event: EventFd,
+    told: AtomicU8,
+}
+
+impl Complaints {
+    /// There are none yet.
+    pub fn new() -> std::io::Result<Complaints> {
+        let event = EventFd::new(EFD_NONBLOCK | EFD_CLOEXEC)?;
+        Ok(Complaints { waiting: Mutex::default(), event, told: AtomicU8::new(0) })
+    }
+
+    /// Readable while one waits.
+    pub fn event(&self) -> &EventFd {
+        &self.event
+    }
+
+    /// The one that waits; others that came meanwhile are not told.
+    pub fn take(&self) -> Option<String> {
+        let _ = self.event.read();
+        self.waiting.lock().take()
+    }
+
+    fn add(&self, what: impl FnOnce() -> String) {
+        let mut waiting = self.waiting.lock();
+        let told = self.told.load(Ordering::Relaxed);
+        if waiting.is_none() && told < COMPLAINTS {
+            self.told.store(told + 1, Ordering::Relaxed);
+            *waiting = Some(what());
+            // It fails only when it is readable anyway.
+            let _ = self.event.write(1);
+        }
+    }
 }
 
 /// What the worker waits for when there is nothing to do.
@@ -91,7 +130,7 @@ impl Shared {
     }
 
     fn complain(&self, what: impl FnOnce() -> String) {
-        self.complaint.lock().get_or_insert_with(what);
+        self.complaints.add(what);
     }
 
     /// The thread.
@@ -110,7 +149,7 @@ impl Shared {
     }
 
     /// One round, without sleeping after it.
-    #[cfg(feature = "fuzzing")]
+    #[cfg(any(test, feature = "fuzzing"))]
     pub fn step(&self) -> bool {
         self.round().again
     }
@@ -197,6 +236,7 @@ impl Shared {
         registers.interrupts.raise(outcome.causes);
         match registers.transmit_ring() {
             _ if outcome.full => Progress::Blocked,
+            _ if outcome.more => Progress::More,
             _ if outcome.outside.is_some() => Progress::Nothing,
             Some(ring) if ring.head != ring.tail => Progress::More,
             _ => Progress::Nothing,
