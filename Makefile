@@ -28,12 +28,13 @@ demo: $(STAMPS)/core ## two guests in this process talk over the switch; needs n
 
 dev: $(STAMPS)/core $(STAMPS)/tools ## the package and everything for working on it, in .venv
 
-test: dev $(VENV)/lint.env ## every check: lint, Rust tests, Python tests, tests with QEMU, DPDK and Open vSwitch
+test: dev $(VENV)/lint.env ## every check: lint, Rust tests, Python tests, tests with QEMU, DPDK, Open vSwitch, and in the lab
 	@setup/debian_packages.sh
 	@setup/checks.sh $(LOGS) 'lint=$(MAKE) --no-print-directory lint' 'rust=$(MAKE) --no-print-directory rust-test' \
 		'rust-peers=$(MAKE) --no-print-directory rust-peers' \
 		'instructions=$(MAKE) --no-print-directory bench-instructions' \
 		'unit=$(MAKE) --no-print-directory unit' 'interop=$(MAKE) --no-print-directory interop' \
+		'lab=$(MAKE) --no-print-directory lab' \
 		'soak=$(MAKE) --no-print-directory soak-short' \
 		'fuzz=$(MAKE) --no-print-directory fuzz-short'
 
@@ -65,7 +66,7 @@ unit: dev ## Python tests that need nothing but this package
 interop: dev ## tests with peers nobody here wrote: QEMU, DPDK, Open vSwitch
 	$(BIN)/pytest tests/interop $(PYTEST)
 
-lab: dev ## tests that need hardware virtualization or vhost-net, in an emulated machine; not part of `make test` yet (docs/lab.md)
+lab: dev ## tests that need hardware virtualization, vhost-net, an IOMMU: in an emulated machine that has them (docs/lab.md)
 	$(BIN)/pytest tests/lab $(PYTEST)
 
 lab-shell: dev ## a shell in that machine

@@ -24,8 +24,8 @@ for check in "$@"; do
     fi
     {
         printf '%-10s %s in %s s\n' "$name" "$word" "$seconds"
-        # What the runners said last: cargo test, cargo nextest, pytest.
-        grep -aE '^test result: |^ +Summary \[|^=+ .*(passed|failed|error|no tests).* =+$|^FAILED |^ERROR ' "$logs/$name.log" |
+        # What the runners said last: cargo test, cargo nextest, pytest; and the lab, if it had to be started again.
+        grep -aE '^test result: |^ +Summary \[|^=+ .*(passed|failed|error|no tests).* =+$|^FAILED |^ERROR |^lab: .* died' "$logs/$name.log" |
             sed 's/^/    /' || true
     } >>"$summary"
 done

@@ -6,9 +6,10 @@ import pytest
 
 from .relay import IN_LAB, LabSession
 
-SECONDS = 1200
+SECONDS = 600
 """For one test in the lab, whatever happens: a guest boots there in 5 to 10 s, or minutes on a crowded host."""
 _session = pytest.StashKey[LabSession]()
+_deaths = pytest.StashKey[list[tuple[str, str]]]()
 
 
 def pytest_configure(config: pytest.Config) -> None:
@@ -39,6 +40,16 @@ def pytest_sessionfinish(session: pytest.Session) -> None:
     """End the lab, however the session ended."""
     if _session in session.stash:
         session.stash[_session].close()
+        session.config.stash[_deaths] = session.stash[_session].deaths
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: pytest.Config) -> None:
+    """Name the labs that died."""
+    deaths = config.stash.get(_deaths, [])
+    for nodeid, how in deaths:
+        terminalreporter.write_line(f"lab: one died at {nodeid}: {how}")
+    if deaths:
+        terminalreporter.write_line(f"lab: {len(deaths)} died, and others were started (docs/lab.md)")
 
 
 def _runs_in_lab(item: pytest.Item) -> bool:

@@ -21,6 +21,8 @@ from typing import Self
 
 from interop.peer_process import PeerError, PeerProcess
 
+from .guest_evidence import guest_evidence
+
 BOOT = Path("/guest")
 QUICK = (
     "console=ttyS0 panic=-1 reboot=t loglevel=1 tsc=reliable no_timer_check mitigations=off nokaslr "
@@ -28,7 +30,7 @@ QUICK = (
 )
 """Kernel arguments that save a guest in the lab a second of measuring its clocks and of defending itself, and that keep
 it from talking into its answers when the host is too busy to let it run."""
-PATIENCE = 600.0  # seconds; a boot takes 5 to 10 where nobody else works, and minutes on a crowded host
+PATIENCE = 300.0  # seconds; a boot takes 5 to 10 where nobody else works, and minutes on a crowded host
 SCRIPT_MAX = 3000  # characters: a terminal's line has 4095, and base64 makes four of three
 TAIL = 3000
 
@@ -39,9 +41,10 @@ class Guest:
     `command` starts it and gives it the socket `directory`/NAME.console as its serial console.
     """
 
-    def __init__(self, name: str, command: Sequence[str], directory: Path) -> None:
+    def __init__(self, name: str, command: Sequence[str], directory: Path, ours: bool = True) -> None:
         self.name = name
         self.command = list(command)
+        self._ours = ours
         self.uptime = 0.0
         """The guest's clock, in seconds, when it was ready."""
         self._directory = directory
@@ -96,7 +99,9 @@ class Guest:
         while b"\n" not in self._received:
             left = end - time.monotonic()
             if left <= 0 or not select.select([self._console], [], [], left)[0]:
-                raise PeerError(f"{self.name}: no {what!r} in time\n{self.evidence()}")
+                assert self.process is not None
+                doing = guest_evidence(self.name, self.process.pid, self._ours)
+                raise PeerError(f"{self.name}: no {what!r} in time\n{self.evidence()}\n{doing}")
             data = self._console.recv(65536)
             if not data:
                 raise PeerError(f"{self.name}: ended before {what!r}\n{self.evidence()}")
@@ -155,7 +160,12 @@ class Guest:
 def viaduct_guest(
     name: str, directory: Path, *options: str, kernel: str = "vmlinux", append: str = "", memory: str = "256M"
 ) -> Guest:
-    """A guest in a machine of ours; `options` are further ones of `viaduct run`."""
+    """A guest in a machine of ours; `options` are further ones of `viaduct run`.
+
+    Its machine ends with a reset that nobody asked for, and says where it was, unless `--on-reset` is among them.
+    """
+    if "--on-reset" not in options:
+        options = (*options, "--on-reset", "stop")
     command = [
         "viaduct", "run", "--name", name, "--kernel", str(BOOT / kernel), "--initrd", str(BOOT / "initramfs"),
         "--append", f"{QUICK} {append}".strip(), "--memory", memory,
@@ -176,4 +186,4 @@ def microvm_guest(
         "-chardev", f"socket,id=console,path={directory / name}.console,server=on,wait=on",
         "-serial", "chardev:console", *options,
     ]  # fmt: skip
-    return Guest(name, command, directory)
+    return Guest(name, command, directory, ours=False)

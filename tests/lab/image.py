@@ -26,7 +26,7 @@ from viaduct.qemu.initramfs import initramfs
 from viaduct.qemu.linux_kernel import LinuxImageError, uncompressed
 
 from . import guest_image
-from .packages import LabError, Packages, codename
+from .packages import CODENAMES_WITH_BACKPORTS, LabError, Packages, codename
 from .tree import Tree
 
 HERE = Path(__file__).parent
@@ -36,7 +36,10 @@ PACKAGES = (
     "base-files", "bash", "dash", "debianutils", "coreutils", "findutils", "grep", "sed", "mawk", "tar", "less",
     "mount", "util-linux", "procps", "kmod", "busybox-static", "iproute2", "iputils-ping", "ethtool", "pciutils",
     "tcpdump", "strace", "gdb", "fio", "socat", "python3", "qemu-system-x86", "qemu-utils", "erofs-utils",
+    "libcap-ng0", "libseccomp2",
 )  # fmt: skip
+VIRTIOFSD = "virtiofsd"
+"""A package of its own from Debian 13 and Ubuntu 24.04 on; before that a program of QEMU's."""
 BOOT_MODULES = ("crc32c_generic", "virtio_blk", "erofs", "overlay")
 RUN_MODULES = (
     "kvm_amd", "vhost_net", "vhost_vsock", "tun", "tap", "9p", "9pnet_virtio", "qemu_fw_cfg", "virtio_rng",
@@ -118,8 +121,13 @@ def _alone() -> Iterator[None]:
 
 def _make(to: Path, scratch: Path) -> None:
     tree = Tree(to / "tree")
-    packages = Packages(cache_directory() / "apt").download([*PACKAGES, _kernel_package()])
+    archive = Packages(cache_directory() / "apt")
+    with_backports = codename() in CODENAMES_WITH_BACKPORTS
+    packages = archive.download([*PACKAGES, _kernel_package(), *([] if with_backports else [VIRTIOFSD])])
     tree.unpack(packages)
+    if with_backports:
+        older_qemu = archive.download_one("qemu-system-common", codename())
+        tree.unpack_parts(older_qemu, [f"./usr/lib/qemu/{VIRTIOFSD}"])
     kernel, modules = _kernel(packages, scratch / "kernel")
     (to / "vmlinux").write_bytes(uncompressed(kernel.read_bytes()))
     guest_image.make(tree, kernel, modules, scratch)

@@ -25,7 +25,7 @@ from .image import LabImage, lab_image
 from .packages import LabError
 
 PR_SET_PDEATHSIG = 1  # prctl(2)
-PORTS = ("stdout", "stderr", "status", "reports")
+PORTS = ("stdout", "stderr", "status", "reports", "pulse")
 KERNEL_ARGUMENTS = (
     "console=ttyS0 quiet panic=-1 nokaslr mitigations=off tsc=reliable no_timer_check apparmor=0 audit=0 "
     "random.trust_cpu=on intel_iommu=on amd_iommu=on nowatchdog rcupdate.rcu_cpu_stall_suppress=1"
@@ -36,6 +36,7 @@ IOMMUS = {
     "none": (),
 }
 TAIL = 4000  # characters of the console that an error shows
+ENDING = 2.0  # seconds from the end of QEMU's output to its own
 _libc = ctypes.CDLL(None)
 
 
@@ -85,7 +86,7 @@ class Lab:
         arguments = [
             *self._image.tree.command("usr/bin/qemu-system-x86_64"),
             *self._firmware(),
-            "-nodefaults", "-no-user-config", "-display", "none", "-no-reboot",
+            "-nodefaults", "-no-user-config", "-display", "none", "-no-reboot", "-d", "cpu_reset",
             "-machine", "q35", "-accel", "tcg,thread=multi", "-cpu", "max,-la57,-hypervisor",
             "-smp", str(hardware.processors), "-m", hardware.memory, *IOMMUS[hardware.iommu],
             "-kernel", str(self._image.kernel), "-initrd", str(self._image.initramfs), "-append", KERNEL_ARGUMENTS,
@@ -149,9 +150,13 @@ class Lab:
         self._process.wait()
 
     def evidence(self) -> str:
-        """The ends of QEMU's log and of the lab's console."""
+        """QEMU's status, and the ends of its log and of the lab's console."""
+        try:
+            state = f"left with status {self._process.wait(ENDING)}"
+        except subprocess.TimeoutExpired:
+            state = "runs"
         texts = [file.read_text(errors="replace")[-TAIL:] for file in (self._log, self._console) if file.exists()]
-        return "QEMU, and the console of the lab:\n" + "\n".join(texts)
+        return f"QEMU, which {state}, and the console of the lab:\n" + "\n".join(texts)
 
     def kill(self) -> None:
         """End the lab now."""

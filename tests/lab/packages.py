@@ -56,6 +56,15 @@ class Packages:
                 package.unlink()
         return [archives / name for name in sorted(wanted)]
 
+    def download_one(self, name: str, release: str) -> Path:
+        """The file of one package as a release has it, without what it depends on. Raises LabError with apt's words."""
+        directory = self._directory / "alone"
+        directory.mkdir(exist_ok=True)
+        for package in directory.iterdir():
+            package.unlink()
+        self._apt("apt-get", "download", "-qq", f"{name}/{release}", directory=directory)
+        return next(directory.iterdir())
+
     def _configure(self) -> None:
         for below in ("lists/partial", "archives/partial", "nothing/partial"):
             (self._directory / below).mkdir(parents=True, exist_ok=True)
@@ -81,8 +90,8 @@ class Packages:
         text = "".join(f'{name} "{value}";\n' for name, value in settings.items())
         (self._directory / "apt.conf").write_text(text)
 
-    def _apt(self, *command: str) -> str:
-        done = subprocess.run(command, env=self._environment, capture_output=True, text=True)
+    def _apt(self, *command: str, directory: Path | None = None) -> str:
+        done = subprocess.run(command, env=self._environment, capture_output=True, text=True, cwd=directory)
         if done.returncode:
             raise LabError(f"{' '.join(command)} left with status {done.returncode}:\n{done.stderr.strip()}")
         return done.stdout

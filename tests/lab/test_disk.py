@@ -18,11 +18,15 @@ ROOT = "/dev/vda"
 """The lab's own root image, which guests borrow for the programs on it."""
 RECORD = 4096
 WRITER = f"""
-for number in $(seq 1 100000); do
-    printf '%0{RECORD}d' $number | dd of=/dev/vda bs={RECORD} seek=$number conv=fsync,notrunc 2>/dev/null || break
+for number in $(seq %d 100000); do
+    printf '%%0{RECORD}d' $number | dd of=/dev/vda bs={RECORD} seek=$number conv=fsync,notrunc 2>/dev/null || break
     echo written $number >/dev/console
 done
 """
+"""Each record says its own number, and is announced when it is safe."""
+CUTS = 3
+LEAKED = 3
+"""The status of `qemu-img check` when the cut has left clusters without a use, and nothing else is wrong."""
 
 
 def image(directory: Path, kind: str, size: int) -> str:
@@ -41,7 +45,7 @@ def run_from_root(guest: Guest, command: str) -> str:
     return guest.run(f"cd /tmp/root/tmp && chroot /tmp/root {command}")
 
 
-@pytest.mark.parametrize("kind", ["raw"])
+@pytest.mark.parametrize("kind", ["raw", "qcow2"])
 def test_fio_reads_what_it_wrote(kind: str, tmp_path: Path) -> None:
     """Blocks in random order, eight at once, each with a checksum and its place in it."""
     with viaduct_guest("fio", tmp_path, "--disk", image(tmp_path, kind, 64 * MIB), "--disk", f"{ROOT},ro") as guest:
@@ -64,14 +68,14 @@ def test_read_only_disk_is_not_written(tmp_path: Path) -> None:
     assert disk.read_bytes()[:9] == b"as it was"
 
 
-@pytest.mark.parametrize("kind", ["raw"])
+@pytest.mark.parametrize("kind", ["raw", "qcow2"])
 def test_what_was_synchronised_survives_a_power_cut(kind: str, tmp_path: Path) -> None:
-    """The machine is killed while its guest writes; every record that the guest was told is safe is there."""
+    """The machine is killed while its guest writes, and goes on after the last safe record; all of these are there."""
     disk = image(tmp_path, kind, 512 * MIB)
     last = 0
-    for cut in range(2):
+    for cut in range(CUTS):
         with viaduct_guest(f"writer{cut}", tmp_path, "--disk", disk) as guest:
-            guest.send(WRITER)
+            guest.send(WRITER % (last + 1))
             for _ in range(5 + 10 * cut):
                 last = int(guest.expect(r"written (\d+)")[1])
             time.sleep(0.1 * cut)
@@ -82,7 +86,7 @@ def test_what_was_synchronised_survives_a_power_cut(kind: str, tmp_path: Path) -
 def check(disk: Path, kind: str, last: int) -> None:
     """The disk holds each record up to the last one that is known to be safe, and an undamaged format around them."""
     if kind != "raw":
-        subprocess.run(["qemu-img", "check", "-q", disk], check=True)
+        assert subprocess.run(["qemu-img", "check", "-q", disk]).returncode in (0, LEAKED), "qemu-img finds it damaged"
     content = disk.with_suffix(".content")
     subprocess.run(["qemu-img", "convert", "-O", "raw", "-f", kind, disk, content], check=True)
     with content.open("rb") as file:

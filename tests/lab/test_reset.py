@@ -33,7 +33,7 @@ def test_guest_restarts_its_machine(way: str, tmp_path: Path) -> None:
     """It is there again, and the machine's disk with what it wrote."""
     disk = tmp_path / "disk"
     disk.write_bytes(bytes(1 << 20))
-    with machine(way, tmp_path, "--disk", str(disk)) as guest:
+    with machine(way, tmp_path, "--disk", str(disk), "--on-reset", "restart") as guest:
         before = guest.run(f"{BOOT_ID}; echo it stays | dd of=/dev/vda conv=fsync,notrunc 2>/dev/null")
         guest.send("reboot -f")
         guest.wait_ready()
