@@ -25,7 +25,7 @@ import pytest
 from .machine import Lab
 from .packages import LabError
 
-PULSE_MAX = 120.0
+PULSE_MAX = 180.0
 """Seconds without its pulse (lab_init.sh, every five seconds) after which the lab stands still."""
 SILENCE_MAX = 900.0
 """Seconds without a report after which pytest in the lab does: more than one test may take (conftest.py)."""
@@ -136,22 +136,22 @@ class LabSession:
         streams = [reports, pulse, output["stdout"], output["stderr"]]
         last_pulse = start = time.monotonic()
         while True:
-            now = time.monotonic()
-            if now - last_pulse > PULSE_MAX:
-                raise LabDied(f"the lab stands still: no pulse for {PULSE_MAX:.0f} s.\n{self._last_words()}")
-            if now - start > SILENCE_MAX:
-                raise TestStuck(f"no test in the lab has ended for {SILENCE_MAX:.0f} s.\n{self._last_words()}")
             readable = select.select(streams, [], [], 1)[0]
             if reports in readable:
                 return os.read(reports.fileno(), 1 << 20)
+            now = time.monotonic()
             for stream in readable:
                 data = os.read(stream.fileno(), 65536)
                 if not data:
                     streams.remove(stream)
                 elif stream is pulse:
-                    last_pulse = time.monotonic()
+                    last_pulse = now
                 else:
                     self._printed = (self._printed + data)[-8000:]
+            if now - last_pulse > PULSE_MAX:
+                raise LabDied(f"the lab stands still: no pulse for {PULSE_MAX:.0f} s.\n{self._last_words()}")
+            if now - start > SILENCE_MAX:
+                raise TestStuck(f"no test in the lab has ended for {SILENCE_MAX:.0f} s.\n{self._last_words()}")
 
     def _last_words(self) -> str:
         assert self._lab is not None
