@@ -131,6 +131,8 @@ class Machine:
         self._finished: asyncio.Future[MachineEnd] | None = None
         self._task: asyncio.Task[None] | None = None
         self._resetting: asyncio.Task[None] | None = None
+        self._panicked = False
+        """The guest has said so since it was switched on."""
         self._turn = asyncio.Lock()
 
     # Life.
@@ -319,6 +321,7 @@ class Machine:
 
     async def _switch_on(self, paused: bool) -> None:
         self.state = "starting"
+        self._panicked = False
         restore, self._restore = self._restore, None
         board = await Board.build(self.config, self.name, self.console, self._from_board, restore)
         assert self._finished is not None
@@ -352,12 +355,13 @@ class Machine:
             kind = "reset"
         if kind == "reset":
             if self.config.on_reset == "stop":
-                self.finish("reset", 0, text)
+                self.finish("reset", 1 if self._panicked else 0, text)
             elif self._resetting is None or self._resetting.done():
                 self._resetting = asyncio.create_task(self._reset_by_guest())
         elif kind in ("shutdown", "exit", "failed"):
             self.finish(kind, code, text)
         else:
+            self._panicked |= kind == "panic"
             self._record(kind, text)
 
     async def _reset_by_guest(self) -> None:

@@ -93,8 +93,9 @@ async def test_the_console_goes_both_ways(tmp_path: Path, machines: list[Machine
         (out(0x600, 0x34), ("shutdown", 0)),
         (out(0xCF9, 6), ("reset", 0)),
         (out(0x64, 0xFE), ("reset", 0)),
+        (out(0x505, 1) + out(0xCF9, 6), ("reset", 1)),
     ],
-    ids=["debug-exit", "sleep control", "reset control", "i8042"],
+    ids=["debug-exit", "sleep control", "reset control", "i8042", "panic and reset control"],
 )
 async def test_a_guest_ends_its_machine(
     tmp_path: Path, machines: list[Machine], code: bytes, end: tuple[str, int]
