@@ -28,10 +28,11 @@ class GuestMemory:
 
     def __new__(cls) -> GuestMemory: ...
     def with_region(
-        self, guest_addr: int, size: int, user_addr: int, mmap_offset: int, fd: int, private: bool = False
+        self, guest_addr: int, size: int, user_addr: int, mmap_offset: int, fd: int | None, private: bool = False
     ) -> GuestMemory:
-        """This memory and a region mapped from `fd`, which stays the caller's. `private`: the file only gives the first
-        content, page by page as these are touched; what is written nobody else sees.
+        """This memory and a region mapped from `fd`, which stays the caller's; None: zeroes that nobody else can see,
+        in huge pages where the system has them. `private`: the file only gives the first content, page by page as
+        these are touched; what is written nobody else sees.
 
         Raises ValueError where the region is empty, overlaps another, overflows or exceeds its file.
         """
@@ -51,7 +52,7 @@ class GuestMemory:
     def discard(self, addr: int, len: int) -> int:
         """Gives the whole pages in a range of guest-physical addresses back to the system: they read as zeroes until
         they are written again. Returns the bytes. Raises ValueError where the range is not all in regions, OSError
-        where their file does not allow it (it is sealed against writes, or no file in memory)."""
+        where their file does not allow it (it is sealed against writes, or no file in memory, or private)."""
     @property
     def regions(self) -> list[tuple[int, int, int, int]]:
         """Guest address, size, user address and file offset of each region, by guest address."""

@@ -49,17 +49,21 @@ impl GuestMemory {
         size: u64,
         user_addr: u64,
         mmap_offset: u64,
-        fd: RawFd,
+        fd: Option<RawFd>,
         private: bool,
     ) -> PyResult<GuestMemory> {
-        if fd < 0 {
-            return Err(PyValueError::new_err(format!("{fd} is not a file descriptor")));
-        }
-        // SAFETY: borrowed only for the call that duplicates it, which fails if it is not open.
-        let file = unsafe { BorrowedFd::borrow_raw(fd) }.try_clone_to_owned()?;
+        let file = match fd {
+            None => None,
+            Some(fd) if fd < 0 => return Err(PyValueError::new_err(format!("{fd} is not a file descriptor"))),
+            // SAFETY: borrowed only for the call that duplicates it, which fails if it is not open.
+            Some(fd) => Some(unsafe { BorrowedFd::borrow_raw(fd) }.try_clone_to_owned()?),
+        };
         let spec = RegionSpec { guest_addr, size, user_addr, mmap_offset };
-        let made =
-            if private { self.inner.with_private_region(spec, file) } else { self.inner.with_region(spec, file) };
+        let made = match file {
+            None => self.inner.with_anonymous_region(spec),
+            Some(file) if private => self.inner.with_private_region(spec, file),
+            Some(file) => self.inner.with_region(spec, file),
+        };
         let inner = made.map_err(|error| PyValueError::new_err(error.to_string()))?;
         Ok(GuestMemory { inner })
     }

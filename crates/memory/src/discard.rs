@@ -6,6 +6,9 @@
 //! punches a hole into the file where a mapping lies: the pages are gone for all of them and read as zeroes until
 //! somebody writes, the guest included. That needs no descriptor, which a [`Mapping`](crate::Mapping) does not keep.
 //!
+//! Anonymous memory has no such file: `MADV_DONTNEED` drops its pages, with the same effect. Memory over a file that only gives
+//! the first content keeps what it has: its pages would read as that file has them.
+//!
 //! Only whole pages of the system that lie inside the span are given back: its neighbours are somebody else's. In a file
 //! of huge pages the system gives back those that are covered at once, and zeroes the rest.
 
@@ -32,8 +35,13 @@ pub unsafe fn discard(span: Span) -> io::Result<u64> {
     }
     // SAFETY: the pages lie in a mapping that the caller keeps alive. That they change under everybody who looks is the
     // nature of guest memory: it is only read and written by copies.
-    if unsafe { libc::madvise(start.wrapping_add(before).cast(), bytes, libc::MADV_REMOVE) } != 0 {
-        return Err(io::Error::last_os_error());
+    let advise = |advice| match unsafe { libc::madvise(start.wrapping_add(before).cast(), bytes, advice) } {
+        0 => Ok(bytes as u64),
+        _ => Err(io::Error::last_os_error()),
+    };
+    match advise(libc::MADV_REMOVE) {
+        // There is no file. One that is mapped privately is EACCES.
+        Err(error) if error.raw_os_error() == Some(libc::EINVAL) => advise(libc::MADV_DONTNEED),
+        done => done,
     }
-    Ok(bytes as u64)
 }

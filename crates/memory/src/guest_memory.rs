@@ -254,6 +254,14 @@ impl GuestMemory {
         self.with_mapping(spec, |spec| Mapping::private(file.as_fd(), spec.mmap_offset, spec.size))
     }
 
+    /// The same for memory that is no file's ([`Mapping::anonymous`]): zeroes, which nobody else sees.
+    ///
+    /// # Errors
+    /// As for [`with_region`](GuestMemory::with_region).
+    pub fn with_anonymous_region(&self, spec: RegionSpec) -> Result<GuestMemory, MemoryError> {
+        self.with_mapping(spec, |spec| Mapping::anonymous(spec.size))
+    }
+
     fn with_mapping(
         &self,
         spec: RegionSpec,

@@ -1,4 +1,4 @@
-//! One `mmap` of a front-end's file.
+//! One `mmap`: of a front-end's file, or of memory that nobody else shall see.
 //!
 //! # Theory of operation
 //!
@@ -73,7 +73,8 @@ pub enum MappingError {
     },
 }
 
-/// A mapping of a part of a file, shared unless it was made private, readable and writable, unmapped when dropped.
+/// A mapping of a part of a file, shared unless it was made private, or of no file; readable and writable, unmapped when
+/// dropped.
 #[derive(Debug)]
 pub struct Mapping {
     /// First byte of the range asked for; the pages may begin earlier.
@@ -107,6 +108,49 @@ impl Mapping {
     /// As for [`new`](Mapping::new).
     pub fn private(file: BorrowedFd<'_>, offset: u64, len: u64) -> Result<Mapping, MappingError> {
         Mapping::with_flags(file, offset, len, libc::MAP_PRIVATE)
+    }
+
+    /// `len` bytes of zeroes that are this process's own, in huge pages where the system has them: those of a file in memory are
+    /// small on most systems, and a guest that touches a small page for the first time leaves its processor for it.
+    ///
+    /// # Errors
+    /// [`MappingError`]: an empty or impossible range, or no memory.
+    pub fn anonymous(len: u64) -> Result<Mapping, MappingError> {
+        if len == 0 {
+            return Err(MappingError::Empty);
+        }
+        let error = |call| MappingError::System { call, offset: 0, len, error: io::Error::last_os_error() };
+        // SAFETY: no memory is involved.
+        let page = u64::try_from(unsafe { libc::sysconf(libc::_SC_PAGESIZE) }).unwrap_or(4096);
+        let max = isize::MAX as u64;
+        let too_large = || MappingError::TooLarge { offset: 0, len, max };
+        let pages_len = len.checked_next_multiple_of(page).filter(|len| *len <= max - HUGE_PAGE as u64);
+        let pages_len = usize::try_from(pages_len.ok_or_else(too_large)?).map_err(|_| too_large())?;
+        // With room to begin at a huge page: one of the guest's can be one of ours only where both begin at the same place.
+        let (protection, flags) =
+            (libc::PROT_READ | libc::PROT_WRITE, libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | libc::MAP_NORESERVE);
+        // SAFETY: a new mapping at a place the kernel chooses touches no memory that exists already.
+        let room = unsafe { libc::mmap(std::ptr::null_mut(), pages_len + HUGE_PAGE, protection, flags, -1, 0) };
+        if room == libc::MAP_FAILED {
+            return Err(error("mmap"));
+        }
+        let room = room.cast::<u8>();
+        let before = room.align_offset(HUGE_PAGE).min(HUGE_PAGE);
+        let pages = room.wrapping_add(before);
+        // SAFETY: both ranges lie in the mapping just made, before and behind what is kept of it. The advice changes no content.
+        unsafe {
+            if before > 0 {
+                libc::munmap(room.cast(), before);
+            }
+            if before < HUGE_PAGE {
+                libc::munmap(pages.wrapping_add(pages_len).cast(), HUGE_PAGE - before);
+            }
+            libc::madvise(pages.cast(), pages_len, libc::MADV_DONTDUMP);
+            libc::madvise(pages.cast(), pages_len, libc::MADV_HUGEPAGE);
+        }
+        let registration = Some(Registration::new(pages as usize, pages_len));
+        // At most `pages_len`, which fits.
+        Ok(Mapping { start: pages, len: len as usize, pages, pages_len, registration })
     }
 
     fn with_flags(file: BorrowedFd<'_>, offset: u64, len: u64, flags: c_int) -> Result<Mapping, MappingError> {
@@ -197,6 +241,9 @@ impl Drop for Mapping {
         debug_assert_eq!(done, 0, "munmap: {}", io::Error::last_os_error());
     }
 }
+
+/// The size of x86's second-smallest pages.
+const HUGE_PAGE: usize = 2 << 20;
 
 /// What `fstat` and `fstatfs` say about a file.
 struct FileKind {

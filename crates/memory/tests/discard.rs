@@ -78,3 +78,17 @@ fn what_was_given_back_can_be_written_again() {
     assert_eq!(&bytes(&memory)[98..107], b"\0\0again\0\0");
     assert!(!memory.faulted());
 }
+
+#[test]
+fn memory_of_no_file_reads_as_zeroes_again() {
+    let region = RegionSpec { guest_addr: 0x10_0000, size: PAGES * PAGE, user_addr: 0x10_0000, mmap_offset: 0 };
+    let memory = GuestMemory::new().with_anonymous_region(region).unwrap();
+    // SAFETY: the memory lives on, and the spans have as many bytes.
+    unsafe {
+        span(&memory, 0, PAGES * PAGE).write(0, &vec![0xaa; (PAGES * PAGE) as usize]);
+        assert_eq!(discard(span(&memory, 2 * PAGE - 1, 3 * PAGE + 1)).unwrap(), 3 * PAGE);
+    }
+    for (at, byte) in bytes(&memory).into_iter().enumerate() {
+        assert_eq!(byte, if (2..5).contains(&(at as u64 / PAGE)) { 0 } else { 0xaa }, "byte {at:#x}");
+    }
+}

@@ -65,3 +65,23 @@ fn memfd_cannot_be_cut() {
     assert!(file.set_len(4096).is_err());
     assert!(file.set_len(16384).is_err());
 }
+
+#[test]
+fn memory_of_no_file_is_zeroes_and_begins_at_a_huge_page() {
+    for len in [1, 4096, 4097, (2 << 20) + 1] {
+        let mapping = Mapping::anonymous(len).unwrap();
+        assert_eq!(mapping.len() as u64, len);
+        assert_eq!(mapping.as_ptr().addr() % (2 << 20), 0);
+        let last = mapping.as_ptr().wrapping_add(mapping.len() - 1);
+        // SAFETY: the mapping has at least one byte.
+        unsafe {
+            assert_eq!(access::read_bytes::<1>(last), [0]);
+            access::copy(last, [0xA5].as_ptr(), 1);
+            assert_eq!(access::read_bytes::<1>(last), [0xA5]);
+        }
+    }
+    assert!(matches!(Mapping::anonymous(0).unwrap_err(), MappingError::Empty));
+    for len in [u64::MAX, isize::MAX as u64] {
+        assert!(matches!(Mapping::anonymous(len).unwrap_err(), MappingError::TooLarge { .. }), "{len:#x}");
+    }
+}

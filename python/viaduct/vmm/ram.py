@@ -1,8 +1,10 @@
-"""A machine's RAM: one file, mapped into this process, shared with whoever serves a queue.
+"""A machine's RAM, mapped into this process, and shared with whoever serves a queue.
 
-Guest-physical memory is this process's own virtual memory, so a device reaches it by loads and stores. It is a file in
-memory so that a back-end in another process can have it too (vhost-user, "Memory access"): the pieces of
-`memory_map.ram_regions` lie in it one after the other, and user addresses equal guest-physical ones.
+Guest-physical memory is this process's own virtual memory, so a device reaches it by loads and stores. User addresses
+equal guest-physical ones. Where nobody else has to see it, it is anonymous memory: the system has huge pages for that,
+and a guest leaves its processor once for 2 MiB that it touches for the first time, and not 512 times. If a back-end in
+another process has to have it too (vhost-user, "Memory access"), it is a file in memory, in which the pieces of
+`memory_map.ram_regions` lie one after the other.
 
 RAM that goes on from a snapshot comes from the snapshot's file, which must not change: pages are read as they are
 touched, and what is written stays private. But then nobody else can see them. If somebody has to, a second file of the
@@ -38,9 +40,16 @@ class Ram:
         if size <= 0 or size % PAGE:
             raise MachineError(f"memory of {size} bytes is not possible: one or more whole pages of {PAGE} bytes")
         self.size = size
-        self.fd = -1
+        self.fd: int | None = None
+        """The file; None: there is none."""
         try:
-            self.fd, private = _new_file(size) if content is None else _content(size, content, shared)
+            private = False
+            if content is not None:
+                self.fd, private = _content(size, content, shared)
+            elif shared:
+                self.fd = _new_file(size)
+            else:
+                _check_size(size)
             self.memory = GuestMemory()
             """The memory as device models see it."""
             for region in self.regions:
@@ -76,25 +85,29 @@ class Ram:
 
     def close(self) -> None:
         """Lets go of the file; mappings of it live as long as somebody has them."""
-        if self.fd >= 0:
+        if self.fd is not None:
             os.close(self.fd)
-            self.fd = -1
+            self.fd = None
 
 
 _PIECE = 1 << 20
 _ZEROES = bytes(_PIECE)
 
 
-def _new_file(size: int) -> tuple[int, bool]:
+def _check_size(size: int) -> None:
     # How much of the host's memory is free changes by the second; more than there is cannot be meant.
     total = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
     if size > total:
         raise MachineError(
             f"memory of {size >> 20} MiB is more than this host's {total >> 20} MiB; ask for less, with --memory"
         )
+
+
+def _new_file(size: int) -> int:
+    _check_size(size)
     fd = os.memfd_create("viaduct machine", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
     os.ftruncate(fd, size)
-    return fd, False
+    return fd
 
 
 def _content(size: int, path: Path, shared: bool) -> tuple[int, bool]:
@@ -108,7 +121,7 @@ def _content(size: int, path: Path, shared: bool) -> tuple[int, bool]:
         if (clone := _clone(source, path)) is not None:
             os.close(source)
             return clone, False
-        fd, _ = _new_file(size)
+        fd = _new_file(size)
         _copy(source, fd)
         os.close(source)
         return fd, False

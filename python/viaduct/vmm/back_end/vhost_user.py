@@ -172,6 +172,7 @@ class VhostUserBackEnd(BackEnd):
 
     async def _share_memory(self, ram: Ram) -> None:
         connection = self._connection
+        assert ram.fd is not None, "a machine with such a device shares its memory (MachineConfig.shares_memory)"
         if ProtocolFeature.CONFIGURE_MEM_SLOTS in connection.protocol_features:
             for region in ram.regions:
                 await connection.request("ADD_MEM_REG", region, [ram.fd])
