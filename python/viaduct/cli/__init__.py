@@ -42,10 +42,29 @@ def main(arguments: list[str] | None = None) -> None:
 
     words = sys.argv[1:] if arguments is None else arguments
     try:
+        if words[:1] == ["run"]:
+            _run(words[1:])
         application(words)(args=words, prog_name="viaduct")
     except Failure as failure:
         print(f"viaduct: {failure}", file=sys.stderr)
         sys.exit(failure.exit_code)
+
+
+def _run(words: list[str]) -> None:
+    """Runs a machine, and exits with its code, if that can be done without typer."""
+    import os
+
+    from .run_words import read
+
+    if "_VIADUCT_COMPLETE" in os.environ or (plain := read(words)) is None:
+        return
+    from .machine_run import run_configured
+
+    told, others = plain
+    try:
+        sys.exit(run_configured(told, **others))
+    except KeyboardInterrupt:
+        sys.exit(130)
 
 
 def application(words: list[str]) -> Any:

@@ -195,7 +195,7 @@ def restore(
     from viaduct.vmm.errors import MachineError
     from viaduct.vmm.machine import Machine
 
-    from .run import run_machine
+    from .machine_run import run_machine
 
     try:
         code = run_machine(

@@ -8,12 +8,12 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from viaduct.vhost_user.backend import Backend, serve
 from viaduct.vhost_user.device import Device, Inflight, Peer, Transport, Vring
 from viaduct.vhost_user.errors import FrontEndError, RequestError, SocketPathError, StreamError, VhostUserError
 from viaduct.vhost_user.protocol import ProtocolFeature
 
 if TYPE_CHECKING:
+    from viaduct.vhost_user.backend import Backend, serve
     from viaduct.vhost_user.frontend import FrontEnd, Queue
     from viaduct.vhost_user.queue_device import QueueDevice
 
@@ -36,8 +36,14 @@ __all__ = [
     "serve",
 ]
 
-# A switch that only serves guests does not pay for the front-end at its start.
-_ON_DEMAND = {"FrontEnd": "frontend", "Queue": "frontend", "QueueDevice": "queue_device"}
+# A switch that only serves guests does not pay for the front-end at its start, nor a machine for either side.
+_ON_DEMAND = {
+    "Backend": "backend",
+    "FrontEnd": "frontend",
+    "Queue": "frontend",
+    "QueueDevice": "queue_device",
+    "serve": "backend",
+}
 
 
 def __getattr__(name: str) -> Any:

@@ -22,10 +22,8 @@ from viaduct.vmm import snapshot as snapshots
 from viaduct.vmm.back_end import BackEnd
 from viaduct.vmm.boot import BootError, Platform, load
 from viaduct.vmm.config import MachineConfig, NicConfig
-from viaduct.vmm.emulated_nic import EmulatedNic
 from viaduct.vmm.engines import EngineName, EngineUnavailableError, choose
 from viaduct.vmm.errors import MachineError
-from viaduct.vmm.nic import mac_of, socket_of, with_macs
 from viaduct.vmm.pc import Pc, SerialConsole
 from viaduct.vmm.ram import Ram
 from viaduct.vmm.snapshot import SlotState, Snapshot
@@ -35,6 +33,7 @@ from viaduct.vmm.virtio_slot import VirtioSlot
 
 if TYPE_CHECKING:
     from viaduct.vmm.boot import CpuState
+    from viaduct.vmm.emulated_nic import EmulatedNic
 
 
 class Report(Protocol):
@@ -128,7 +127,7 @@ class Board:
             await self._add_virtio(device_name, back_end)
         for index, nic in enumerate(self.config.nics):
             if nic.path == "emulated":
-                await self._add_card(f"net{index}", nic, mac_of(nic, name, index), name)
+                await self._add_card(index, nic, name)
         lines: dict[int, str] = {}
         for device_name, part, device in own:
             if not isinstance(device, Device):
@@ -177,11 +176,15 @@ class Board:
         self.slots.append(slot)
         self.devices.append(f"{name}: {place}")
 
-    async def _add_card(self, name: str, nic: NicConfig, mac: bytes, machine: str) -> None:
+    async def _add_card(self, index: int, nic: NicConfig, machine: str) -> None:
         """A card of registers, which only PCI has a place for."""
+        from viaduct.vmm.emulated_nic import EmulatedNic
+        from viaduct.vmm.nic import mac_of, socket_of
+
+        name = f"net{index}"
         if self.pci is None:
             raise MachineError(f"{name}: an emulated card needs transport=pci, where its driver looks for it")
-        card = EmulatedNic(name, mac, self.ram.memory, self.report)
+        card = EmulatedNic(name, mac_of(nic, machine, index), self.ram.memory, self.report)
         self._stack.push_async_callback(card.close)
         slot = self.pci.add(card.function)
         if nic.kind == "tap":
@@ -255,6 +258,8 @@ class Board:
 
     async def save(self, directory: Path, name: str) -> None:
         """Keeps the machine in an empty directory. Its queues run again afterwards. Raises `MachineError`."""
+        from viaduct.vmm.nic import with_macs
+
         if self.config.shares:
             raise MachineError(
                 f"{name} has a directory of the host ({self.config.shares[0].directory}): virtiofsd cannot say which "

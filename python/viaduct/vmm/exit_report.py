@@ -8,11 +8,12 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass, field
-from typing import TypeAlias
+from typing import TYPE_CHECKING, TypeAlias
 
-from rich.table import Table
+if TYPE_CHECKING:
+    from rich.table import Table
 
-from viaduct._core import Vm
+    from viaduct._core import Vm
 
 POSTED = "posted write"
 """The reason of writes that came along with an exit and were none themselves."""
@@ -79,6 +80,8 @@ class Exits:
 
     def table(self, limit: int | None = None) -> Table:
         """The rows for a terminal, at most `limit` of them, and what they come to."""
+        from rich.table import Table  # which most machines never show
+
         table = Table(title="exits", title_justify="left")
         for name in ("reason", "address", "device"):
             table.add_column(name)

@@ -10,13 +10,10 @@ from viaduct._core import ImageError
 from viaduct.devices.console_terminal import ConsoleTerminal
 from viaduct.vhost_user.device import Device
 from viaduct.virtio.features import DeviceType
-from viaduct.virtio.fs_config import FsConfig
 from viaduct.vmm.back_end import BackEnd
 from viaduct.vmm.back_end.in_process import InProcessBackEnd
-from viaduct.vmm.back_end.vhost_user import VhostUserBackEnd
 from viaduct.vmm.config import MachineConfig, ShareConfig
 from viaduct.vmm.errors import MachineError
-from viaduct.vmm.nic import mac_of, open_virtio
 
 QUEUE_SIZE = 256
 """Descriptors of the queues whose back-end leaves that to us."""
@@ -38,6 +35,8 @@ async def back_ends(
         yield name, disk
     for index, nic in enumerate(config.nics):
         if nic.path != "emulated":
+            from viaduct.vmm.nic import mac_of, open_virtio
+
             yield f"net{index}", await open_virtio(nic, mac_of(nic, machine, index), machine, stack)
     if config.console_device == "virtio":
         from viaduct.devices.console import Console
@@ -86,6 +85,8 @@ def _disks(config: MachineConfig) -> list[tuple[str, Device]]:
 async def _share(share: ShareConfig, stack: AsyncExitStack) -> BackEnd:
     """A directory, which a virtiofsd of its own serves for as long as the machine lives."""
     from viaduct.devices.filesystem import FilesystemError, Virtiofsd
+    from viaduct.virtio.fs_config import FsConfig
+    from viaduct.vmm.back_end.vhost_user import VhostUserBackEnd
 
     try:
         config = FsConfig(share.tag or Path(share.directory).name).pack()

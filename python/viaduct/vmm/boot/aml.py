@@ -6,7 +6,6 @@ Each function returns the bytes of one term; terms are put together by giving th
 from __future__ import annotations
 
 import struct
-import uuid
 
 Term = bytes
 
@@ -60,7 +59,9 @@ def buffer(data: bytes) -> Term:
 
 def to_uuid(value: str) -> Term:
     """A UUID as a buffer (19.6.142, ToUUID)."""
-    return buffer(uuid.UUID(value).bytes_le)
+    *fields, fourth, fifth = map(bytes.fromhex, value.split("-"))
+    # The first three with their lowest byte first.
+    return buffer(b"".join(field[::-1] for field in fields) + fourth + fifth)
 
 
 def package(*elements: Term) -> Term:

@@ -17,7 +17,6 @@ from viaduct.vmm.boot.image import Image
 from viaduct.vmm.boot.linux_elf import load_linux_elf
 from viaduct.vmm.boot.mp_tables import mp_tables
 from viaduct.vmm.boot.multiboot import find_header, load_multiboot
-from viaduct.vmm.boot.payload import unpack
 from viaduct.vmm.boot.placement import Placement
 from viaduct.vmm.boot.platform import Platform
 from viaduct.vmm.boot.pvh import load_pvh, pvh_entry
@@ -80,6 +79,8 @@ def load(
                 f"--memory {ram.size}", f"RAM is at {ram}", f"kernels need at least {2 * EXTENDED_START // MIB} MiB"
             )
         if protocol in ("pvh", "linux") and is_bzimage(image.start(0x210)):
+            from viaduct.vmm.boot.payload import unpack  # and all that Python has for unpacking
+
             image = files.enter_context(unpack(image, ram.size))
         _require_kind(image, protocol)
         archive = None if initrd is None else files.enter_context(Image.open(initrd, "--initrd"))
