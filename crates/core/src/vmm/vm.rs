@@ -4,6 +4,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use pyo3::exceptions::{PyOSError, PyRuntimeError, PyValueError};
+use pyo3::gc::{PyTraverseError, PyVisit};
 use pyo3::prelude::*;
 use pyo3::types::{PyBytes, PyDict};
 use viaduct_vmm::bus::Bus;
@@ -296,6 +297,17 @@ impl Vm {
 
     fn stop(&self, py: Python<'_>) {
         py.detach(|| self.machine.stop());
+    }
+
+    /// The owner usually has the machine, and its method is what the machine calls: Python's collector has to see that.
+    fn __traverse__(&self, visit: PyVisit<'_>) -> Result<(), PyTraverseError> {
+        // A collector does not wait. Who holds the function just now is about to call it, so it is not garbage.
+        self.events.function.try_lock().map_or(Ok(()), |function| visit.call(&*function))
+    }
+
+    fn __clear__(&self) {
+        let function = self.events.function.lock().take();
+        drop(function);
     }
 
     fn close(&self, py: Python<'_>) {
