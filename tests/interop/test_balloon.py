@@ -77,3 +77,9 @@ def test_free_pages_are_reported(guest: Guest) -> None:
     guest.run("dd if=/dev/urandom of=/tmp/a bs=1M count=100 2>/dev/null")
     data = guest.run("sha256sum </tmp/a; sleep 4; sha256sum </tmp/a")
     assert len(set(data.split("\n")[:2])) == 1
+
+
+def test_statistics(guest: Guest, balloon: PeerProcess) -> None:
+    balloon.wait_for_output("total_memory", seconds=PATIENT)
+    told = int(re.findall(r"total_memory (\d+)", balloon.output())[-1])
+    assert told == meminfo(guest, "MemTotal")

@@ -151,11 +151,11 @@ class Balloon(QueueDevice):
 
     async def ask_statistics(self, timeout: float | None = None) -> dict[BalloonStatistic, int]:  # noqa: ASYNC109
         """Asks the driver for new statistics. Raises TimeoutError if it gives none."""
-        queue = self._queue_of.get(_Role.STATISTICS, -1)
         async with asyncio.timeout(timeout):
             while self._held is None:
                 await self._change()
             held, self._held = self._held, None
+            queue = self._queue_of[_Role.STATISTICS]  # There was no driver yet, perhaps, when we began to wait.
             self.give(queue, held)
             self._take_statistics(queue)
             while self._held is None:

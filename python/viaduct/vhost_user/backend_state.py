@@ -293,6 +293,10 @@ class BackendState:
         try:
             if ring.started:
                 self.device.set_call(ring.index, new)
+                # What the last descriptor was told may have been heard by nobody: QEMU starts a ring with one that it
+                # does not listen to, and gives the guest's a moment later (`vhost_virtqueue_mask`). Once too often does
+                # no harm.
+                signal(new)
         finally:
             if old is not None:
                 os.close(old)

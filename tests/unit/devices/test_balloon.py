@@ -144,6 +144,19 @@ async def test_statistics() -> None:
             await device.ask_statistics(0.01)
 
 
+async def test_statistics_are_asked_for_before_there_is_a_driver() -> None:
+    """Whoever asks then does not know yet which queue they will come by; the buffer is not lost."""
+    device = Balloon()
+    asking = asyncio.create_task(device.ask_statistics(SOON))
+    await asyncio.sleep(0)
+    async with Slot(device, ALL) as slot:
+        ring = slot.rings[2]
+        ring.add(out=statistics((4, 1)))
+        await ring.next_used()
+        ring.add(out=statistics((4, 2)))
+        assert await asking == {BalloonStatistic.FREE_MEMORY: 2}
+
+
 async def test_a_pause_gives_the_statistics_buffer_back() -> None:
     device = Balloon()
     async with Slot(device, ALL) as slot:
