@@ -5,7 +5,6 @@ And Debian's kernel, as it is packaged, by each way of booting that it has.
 
 from __future__ import annotations
 
-import os
 import re
 import shutil
 import struct
@@ -14,12 +13,12 @@ import tempfile
 from pathlib import Path
 
 import pytest
+from vmm.boot.kernel_files import guest_memory
 
-from viaduct._core import GuestMemory
 from viaduct.qemu.linux_image import cache_directory
 from viaduct.qemu.linux_kernel import downloaded_kernel, installed_kernel
 from viaduct.vmm.boot import Platform, load
-from viaduct.vmm.memory_map import GIB, MIB, ram_regions
+from viaduct.vmm.memory_map import GIB, MIB
 
 ACPI_TABLES = 0xE_0000
 PLATFORMS = {
@@ -27,20 +26,6 @@ PLATFORMS = {
     "nothing": (Platform(pci=False, serial=False, rtc=False, pvpanic=False), 64 * MIB),
     "x2APIC": (Platform(vcpus=300), 32 * GIB),
 }
-
-
-def guest_memory(size: int) -> GuestMemory:
-    """Memory laid out as a machine's; as sparse as it stays."""
-    fd = os.memfd_create("test")
-    try:
-        os.ftruncate(fd, size)
-        memory, offset = GuestMemory(), 0
-        for start, length in ram_regions(size):
-            memory = memory.with_region(start, length, start, offset, fd)
-            offset += length
-        return memory
-    finally:
-        os.close(fd)
 
 
 def run(*command: str | Path, cwd: Path | None = None, stdin: str = "") -> str:

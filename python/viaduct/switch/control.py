@@ -27,6 +27,7 @@ from .config import ConfigError, PortConfig, SwitchConfig, build_config, build_p
 from .control_access import ControlAccess, why_refused
 from .control_wire import HAND_OVER, LINE_MAX, ControlError, Problem, Reply, Request
 from .handover_channel import HandoverError
+from .line_server import LineServer
 from .port_text import change_port
 from .sandbox import Sandbox
 from .status import Event, Frame, MacEntry, PortStatus, Statistics
@@ -106,9 +107,7 @@ class ControlServer:
         self.giver = giver
         self._adopted = listener
         self.started = time.time()
-        self._server: asyncio.Server | None = None
-        self._listener: Listener | None = None
-        self._connections: set[asyncio.Task[None]] = set()
+        self._server: LineServer | None = None
 
     async def start(self) -> None:
         """Listen; only those whom `access` names can connect. A socket file that nobody answers on is replaced.
@@ -118,22 +117,17 @@ class ControlServer:
         """
         mask = os.umask(0o177)
         try:
-            self._listener = self._adopted or Listener(str(self.path), self.access.file)
+            listener = self._adopted or Listener(str(self.path), self.access.file)
         finally:
             os.umask(mask)
-        self._server = await asyncio.start_unix_server(self._connected, sock=self._listener.sock, limit=LINE_MAX)
+        self._server = LineServer(listener, self._converse)
+        await self._server.start()
 
     async def close(self) -> None:
         """Stop listening, end every connection, and remove the socket file if it is still ours."""
-        if self._server is None:
-            return
-        self._server.close()
-        for task in self._connections:
-            task.cancel()
-        await asyncio.gather(*self._connections, return_exceptions=True)
-        self._server = None
-        if self._listener is not None:
-            self._listener.close()
+        if self._server is not None:
+            await self._server.close()
+            self._server = None
 
     async def __aenter__(self) -> ControlServer:
         await self.start()
@@ -141,18 +135,6 @@ class ControlServer:
 
     async def __aexit__(self, *_: object) -> None:
         await self.close()
-
-    async def _connected(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        task = asyncio.current_task()
-        assert task is not None
-        self._connections.add(task)
-        try:
-            await self._converse(reader, writer)
-        except (ConnectionError, asyncio.CancelledError):
-            pass  # the client left, or the switch ends
-        finally:
-            self._connections.discard(task)
-            writer.transport.abort() if writer.transport.is_closing() else writer.close()
 
     async def _converse(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         role, who = self.access.role(writer.get_extra_info("socket"))
@@ -194,7 +176,7 @@ class ControlServer:
 
     async def _hand_over(self, request: Request, writer: asyncio.StreamWriter) -> None:
         """The connection becomes a `HandoverChannel`, over a descriptor of its own."""
-        if self.giver is None or self._listener is None:
+        if self.giver is None or self._server is None:
             await _send(writer, _refusal(request.id, "method", "this switch is part of another program: restart that"))
             return
         transport = writer.transport
@@ -203,7 +185,7 @@ class ControlServer:
         sock = socket.socket(fileno=os.dup(writer.get_extra_info("socket").fileno()))
         sock.send(_line(Reply(id=request.id)))
         with suppress(HandoverError):  # it is in the events, and the other process knows
-            await self.giver.give(request.params, sock, self._listener.sock.fileno(), str(self.path))
+            await self.giver.give(request.params, sock, self._server.listener.sock.fileno(), str(self.path))
 
     async def _stream(
         self,

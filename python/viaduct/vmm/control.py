@@ -13,14 +13,14 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import msgspec
 
-from viaduct.switch.control_wire import LINE_MAX, Problem, Reply, Request
+from viaduct.switch.control_wire import Problem, Reply, Request
+from viaduct.switch.line_server import LineServer
 from viaduct.vhost_user.errors import VhostUserError
 from viaduct.vhost_user.socket_path import Listener
 from viaduct.vmm.errors import MachineError
@@ -37,42 +37,26 @@ class MachineControl:
     def __init__(self, machine: Machine, path: Path) -> None:
         self._machine = machine
         self._path = path
-        self._listener: Listener | None = None
-        self._server: asyncio.Server | None = None
-        self._connections: set[asyncio.Task[None]] = set()
+        self._server: LineServer | None = None
 
     async def start(self) -> None:
         """Listens. Raises `MachineError`."""
         try:
-            self._listener = Listener(str(self._path))
+            self._server = LineServer(Listener(str(self._path)), self._converse)
         except VhostUserError as error:
             raise MachineError(str(error)) from error
-        self._server = await asyncio.start_unix_server(self._connected, sock=self._listener.sock, limit=LINE_MAX)
+        await self._server.start()
 
     async def close(self) -> None:
-        """Ends every connection and removes the socket."""
+        """Ends every connection and removes the socket. Who asked for the end has got an answer before."""
         if self._server is not None:
-            self._server.close()
-        # Who asked for the end gets an answer before this is called; the others are hung up on.
-        for task in self._connections:
-            task.cancel()
-        await asyncio.gather(*self._connections, return_exceptions=True)
-        self._server = None
-        if self._listener is not None:
-            self._listener.close()
+            await self._server.close()
+            self._server = None
 
-    async def _connected(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        task = asyncio.current_task()
-        assert task is not None
-        self._connections.add(task)
-        try:
-            with contextlib.suppress(ConnectionError, asyncio.CancelledError):
-                while line := await _line(reader):
-                    writer.write(msgspec.json.encode(await self._answer(line)) + b"\n")
-                    await writer.drain()
-        finally:
-            self._connections.discard(task)
-            writer.close()
+    async def _converse(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        while line := await _line(reader):
+            writer.write(msgspec.json.encode(await self._answer(line)) + b"\n")
+            await writer.drain()
 
     async def _answer(self, line: bytes) -> Reply:
         number = 0
