@@ -24,6 +24,7 @@ from enum import IntEnum
 from typing import TYPE_CHECKING, Any
 
 from viaduct.devices.console_terminal import ConsoleTerminal
+from viaduct.devices.seldom import Seldom
 from viaduct.vhost_user.protocol import ProtocolFeature
 from viaduct.vhost_user.queue_device import QueueDevice
 from viaduct.virtio.console_config import EMERGENCY_WRITE, ConsoleConfig
@@ -92,6 +93,7 @@ class Console(QueueDevice):
 
     def __init__(self, *ports: ConsoleTerminal | ConsolePort) -> None:
         super().__init__()
+        self._seldom = Seldom()
         self.ports: Sequence[ConsolePort] = [
             port if isinstance(port, ConsolePort) else ConsolePort(port) for port in ports
         ]
@@ -167,7 +169,7 @@ class Console(QueueDevice):
                 for index in range(len(self.ports)):
                     self._tell(index, Event.DEVICE_ADD)
             else:
-                log.warning("console: the driver says that it cannot work with this device")
+                self._warn("device", "console: the driver says that it cannot work with this device")
             return
         if number >= len(self.ports):
             return
@@ -175,7 +177,7 @@ class Console(QueueDevice):
         if event == Event.PORT_READY:
             state.ready = value == 1
             if not state.ready:
-                log.warning("console: the driver says that it cannot work with port %d", number)
+                self._warn("port", f"console: the driver says that it cannot work with port {number}")
                 return
             if port.console:
                 self._tell(number, Event.CONSOLE_PORT, 1)
@@ -220,6 +222,10 @@ class Console(QueueDevice):
                 f"{len(data)} bytes at {offset} of a console's configuration are not the driver's to write"
             )
         self.ports[0].terminal.output(data[EMERGENCY_WRITE - offset :][:1])
+
+    def _warn(self, kind: str, text: str) -> None:
+        if said := self._seldom.text(kind, text):
+            log.warning("%s", said)
 
     # Life.
 

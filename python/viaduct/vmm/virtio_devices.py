@@ -61,8 +61,12 @@ async def back_ends(
 
 
 def _in_process(device: Device, stack: AsyncExitStack) -> BackEnd:
-    stack.callback(device.close)
-    return InProcessBackEnd(device)
+    who = type(device).__name__
+    try:
+        stack.callback(device.close)
+        return InProcessBackEnd(device)
+    except (AttributeError, TypeError) as error:  # It is the user's own, and says of itself what cannot be.
+        raise MachineError(f"{who} cannot be a device: {error} (docs/devices.md)") from error
 
 
 def _disks(config: MachineConfig) -> list[tuple[str, Device]]:

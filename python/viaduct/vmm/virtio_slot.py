@@ -17,6 +17,7 @@ import logging
 from collections.abc import Callable, Coroutine, Mapping, Sequence
 from typing import Any, Protocol, TypeVar
 
+from viaduct.devices.seldom import Seldom
 from viaduct.vhost_user.device import Vring
 from viaduct.vhost_user.ring import PACKED_START
 from viaduct.virtio.features import DeviceFeature
@@ -63,6 +64,7 @@ class VirtioSlot:
         self._report = report
         self._features = 0
         self._queues: tuple[Vring, ...] = ()
+        self._seldom = Seldom()
         back_end.on_config_change = self.show_config
         back_end.on_failure = self._failed
 
@@ -123,7 +125,7 @@ class VirtioSlot:
         try:
             await self.back_end.activate(features, vrings)
         except MachineError as error:
-            self._report("device-failed", f"{self.name}: {error}")
+            self._say_failure(str(error))
             raise
         self._features, self._queues = features, vrings
 
@@ -132,8 +134,11 @@ class VirtioSlot:
         try:
             await self.back_end.deactivate()
         except MachineError as error:
-            self._report("device-failed", f"{self.name}: {error}")
-        self.back_end.reset()
+            self._say_failure(str(error))
+        try:
+            self.back_end.reset()
+        except MachineError as error:
+            self._say_failure(str(error))
         self.show_config()
 
     async def _write_config(self, offset: int, data: bytes) -> bytes:
@@ -148,9 +153,14 @@ class VirtioSlot:
     def _failed(self, reason: str) -> None:
         if not self._queues:
             return  # The driver has reset the device meanwhile.
-        self._report("device-failed", f"{self.name}: {reason}")
+        self._say_failure(reason)
         if self.transport is not None:
             self.transport.needs_reset()
+
+    def _say_failure(self, reason: str) -> None:
+        """A driver may reset its device and break it again as often as it likes."""
+        if text := self._seldom.text("failure", f"{self.name}: {reason}"):
+            self._report("device-failed", text)
 
     def _on_loop(self, work: Coroutine[Any, Any, Result]) -> Result:
         try:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import os
 from collections.abc import AsyncIterator, Awaitable, Iterator
 from pathlib import Path
 
@@ -89,8 +90,10 @@ async def test_queues_are_served_until_they_are_stopped(ram: Ram, server: Backen
         # A packed ring of 16 was gone through five times, by two descriptors a request: index 0, wrap counter 0.
         assert bases == {0: 0 if packed else 40}
         driver.post(b"nobody is there")
-        await asyncio.sleep(0.05)
+        for _ in range(100):  # Whoever served it would do so on this loop.
+            await asyncio.sleep(0)
         assert driver.queue.take() is None
+        assert os.eventfd_read(driver.kick) == 1, "nobody has heard of it"
     finally:
         await back_end.close()
         driver.close()
@@ -208,22 +211,100 @@ class Stuck(QueueDevice):
 
     device_id = DeviceType.CONSOLE
 
+    def __init__(self) -> None:
+        super().__init__()
+        self.asked, self.draining = asyncio.Event(), asyncio.Event()
+
     async def handle(self, queue: int, chain: Chain) -> None:
+        self.asked.set()
         await asyncio.Event().wait()
+
+    async def drain_queue(self, index: int) -> None:
+        self.draining.set()
+        await super().drain_queue(index)
 
 
 async def test_a_device_that_never_answers_keeps_no_machine(ram: Ram) -> None:
-    driver = await served(back_end := InProcessBackEnd(Stuck()), ram, DeviceFeature.VERSION_1)
+    driver = await served(back_end := InProcessBackEnd(device := Stuck()), ram, DeviceFeature.VERSION_1)
     driver.post(b"?")
-    await asyncio.sleep(0.05)
+    async with asyncio.timeout(60):
+        await device.asked.wait()
     slot = VirtioSlot("stuck", back_end, asyncio.get_running_loop(), lambda kind, text: None)
     resetting = asyncio.create_task(asyncio.to_thread(slot.reset))
-    await asyncio.sleep(0.05)
+    async with asyncio.timeout(60):
+        await device.draining.wait()
     slot.closing = True
     with pytest.raises(MachineError, match="the machine has ended"):
         await resetting
     await slot.close()
     driver.close()
+
+
+class Mistaken(Upper):
+    """A user's first device."""
+
+    config_size = 4
+
+    def go_wrong(self, method: str) -> None:
+        """From now on that method raises."""
+
+        def wrong(*arguments: object) -> None:
+            raise TypeError("what did I do?")
+
+        setattr(self, method, wrong)
+
+    def write_config(self, offset: int, data: bytes, flags: int) -> None:
+        raise NotImplementedError
+
+
+@pytest.mark.parametrize("method", ["set_features", "set_memory", "start_queue", "enable_queue"])
+async def test_whose_device_does_not_start_is_said(ram: Ram, method: str, caplog: pytest.LogCaptureFixture) -> None:
+    """And where in it; the queue is not served, and a driver that tries again finds a device that is none the worse."""
+    back_end = InProcessBackEnd(device := Mistaken())
+    device.go_wrong(method)
+    await back_end.open(ram)
+    driver = RingDriver(ram, DeviceFeature.VERSION_1)
+    for _ in range(20):
+        with pytest.raises(MachineError, match=r"Mistaken\.\w+ failed: TypeError: what did I do"):
+            await back_end.activate(DeviceFeature.VERSION_1, [driver.vring])
+    assert 0 < sum("what did I do" in record.getMessage() for record in caplog.records) <= 10
+    assert caplog.records[0].exc_info is not None
+    delattr(device, method)
+    await back_end.activate(DeviceFeature.VERSION_1, [driver.vring])
+    assert await driver.ask(b"well") == b"WELL"
+    await back_end.close()
+    driver.close()
+
+
+@pytest.mark.parametrize("method", ["reset", "drain_queue", "stop_queue", "read_config", "disconnected"])
+async def test_a_machine_outlives_the_mistakes_of_its_devices(ram: Ram, method: str) -> None:
+    """What the driver may do as often as it likes is told of seldom, with the device's name."""
+    back_end = InProcessBackEnd(device := Mistaken())
+    driver = await served(back_end, ram, DeviceFeature.VERSION_1)
+    told: list[str] = []
+    slot = VirtioSlot("mine0", back_end, asyncio.get_running_loop(), lambda kind, text: told.append(f"{kind}: {text}"))
+    slot._queues = (driver.vring,)
+    device.go_wrong(method)
+    for _ in range(100):
+        await asyncio.to_thread(slot.reset)
+        await slot._activate(DeviceFeature.VERSION_1, (driver.vring,))
+    assert len(told) <= 16
+    assert all("mine0" in line and "Mistaken" in line for line in told)
+    assert told or method in ("read_config", "disconnected")
+    await slot.close()
+    driver.close()
+
+
+async def test_writes_to_configuration_space_fill_no_log(
+    ram: Ram, server: Backend, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A guest makes thousands of them a second."""
+    for back_end in (InProcessBackEnd(Mistaken()), remote(server)):
+        caplog.clear()
+        for number in range(1000):
+            back_end.write_config(0, number.to_bytes(4, "little"))
+        assert [record.getMessage().count("was ignored") for record in caplog.records] == [1] * 10
+        assert "(512 times by now)" in caplog.records[-1].getMessage()
 
 
 def _fds(driver: RingDriver) -> tuple[int, int, None]:

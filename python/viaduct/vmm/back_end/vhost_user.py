@@ -17,6 +17,7 @@ import os
 import random
 from collections.abc import Mapping, Sequence
 
+from viaduct.devices.seldom import Seldom
 from viaduct.vhost_user import payloads as p
 from viaduct.vhost_user.connection import WANTED_PROTOCOL, Connection, InflightKeeper
 from viaduct.vhost_user.device import Vring
@@ -71,6 +72,7 @@ class VhostUserBackEnd(BackEnd):
         )
         self._connection.on_config_change = self._config_changed
         self._inflight = InflightKeeper()
+        self._seldom = Seldom()
         self._ram: Ram | None = None
         self._features = 0
         self._queues: tuple[Vring, ...] = ()
@@ -136,7 +138,8 @@ class VhostUserBackEnd(BackEnd):
         self._features = 0
 
     def write_config(self, offset: int, data: bytes) -> None:
-        log.warning("%s: the driver's write to its configuration at %d was ignored", self.path, offset)
+        if said := self._seldom.text("config", f"the driver's write to its configuration at {offset} was ignored"):
+            log.warning("%s: %s", self.path, said)
 
     async def close(self) -> None:
         for task in (self._watch, self._reading):
