@@ -105,9 +105,11 @@ async def _answers(switch: _Child, ended: asyncio.Event) -> bool:
     while switch.process.returncode is None and not ended.is_set() and asyncio.get_running_loop().time() < deadline:
         try:
             with ControlClient() as client:
-                return bool(client.call("about")["pid"] == switch.process.pid)
+                if client.call("about")["pid"] == switch.process.pid:
+                    return True
         except ControlError:
-            await asyncio.sleep(0.05)
+            pass
+        await asyncio.sleep(0.05)  # Where another one answers, ours says so and ends.
     return False
 
 
@@ -122,6 +124,8 @@ class _Child:
 
     @classmethod
     async def start(cls, name: str, *words: str) -> _Child:
+        from viaduct.devices.child_process import die_with_parent
+
         process = await asyncio.create_subprocess_exec(
             *_VIADUCT,
             *words,
@@ -129,6 +133,7 @@ class _Child:
             stdout=asyncio.subprocess.PIPE,
             stderr=asyncio.subprocess.STDOUT,
             start_new_session=True,  # Ctrl-C is for us alone: what ends first is ours to say.
+            preexec_fn=die_with_parent,
         )
         return cls(name, process)
 

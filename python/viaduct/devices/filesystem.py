@@ -10,16 +10,16 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import ctypes
 import logging
 import os
 import shutil
-import signal
 import tempfile
 from enum import Enum
 from pathlib import Path
 from types import TracebackType
 from typing import Self
+
+from viaduct.devices.child_process import die_with_parent
 
 log = logging.getLogger("viaduct.devices")
 
@@ -30,7 +30,6 @@ PATIENCE = 30.0
 """Seconds until it has to listen."""
 LAST_WORDS = 2000
 """Bytes of its output that an error shows."""
-_PR_SET_PDEATHSIG = 1
 
 
 class FilesystemError(Exception):
@@ -93,7 +92,7 @@ class Virtiofsd:
                 stdin=asyncio.subprocess.DEVNULL,
                 stdout=asyncio.subprocess.PIPE,
                 stderr=asyncio.subprocess.STDOUT,
-                preexec_fn=_die_with_parent,
+                preexec_fn=die_with_parent,
             )
             self._listening = asyncio.create_task(self._listen(self._process))
             async with asyncio.timeout(PATIENCE):
@@ -177,10 +176,3 @@ class Virtiofsd:
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
         await self.close()
-
-
-_libc = ctypes.CDLL(None, use_errno=True)
-
-
-def _die_with_parent() -> None:
-    _libc.prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)

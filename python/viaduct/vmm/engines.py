@@ -96,6 +96,11 @@ def _why_no_permission(device: Path) -> str:
             f"chgrp kvm {device} && chmod 0660 {device}, and become a member of the group kvm: "
             f"usermod --append --groups kvm {user}"
         )
+    if user in _members(status.st_gid):
+        return (
+            f"{device} may be opened by the group {group}, of which {user} is a member, but this session began before: "
+            f"log in again (or, for this shell only: newgrp {group})"
+        )
     return (
         f"{device} may be opened by the group {group}, and {user} is not in it: as root, "
         f"usermod --append --groups {group} {user}, then log in again (or, for this shell only: newgrp {group})"
@@ -107,6 +112,13 @@ def _group_name(gid: int) -> str:
         return grp.getgrgid(gid).gr_name
     except KeyError:
         return str(gid)
+
+
+def _members(gid: int) -> list[str]:
+    try:
+        return grp.getgrgid(gid).gr_mem
+    except KeyError:
+        return []
 
 
 def _user_name() -> str:

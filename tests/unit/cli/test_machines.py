@@ -44,8 +44,12 @@ def running(*words: str) -> Iterator[subprocess.Popen[str]]:
     try:
         yield process
     finally:
-        process.kill()
-        process.communicate()
+        process.terminate()  # ... and what it has started.
+        try:
+            process.communicate(timeout=PATIENCE)
+        finally:
+            process.kill()
+            process.communicate()
 
 
 def machine(kernel: str, *words: str) -> tuple[str, ...]:
@@ -122,6 +126,28 @@ def test_several_machines_have_the_highest_exit_code(tmp_path: Path) -> None:
         output, _ = process.communicate(timeout=PATIENCE)
     assert process.returncode == 128 + signal.SIGKILL, output
     assert "db: killed by SIGKILL" in output
+
+
+def test_nothing_is_left_of_a_killed_up() -> None:
+    Path("net.toml").write_text('[machines.web]\nkernel = "spin.bin"\nboot = "flat"\nmemory = "4M"\n')
+    with running("up", "net.toml") as process:
+        wait_until(lambda: runs("web"), "it runs")
+        process.kill()
+        process.wait()
+        wait_until(lambda: os.listdir("viaduct/machines") == [], "its machine has ended")
+        wait_until(lambda: not Path("viaduct/control.sock").exists(), "its switch has ended")
+
+
+def test_a_switch_runs_already() -> None:
+    """Whose socket that is is said, and nothing is touched."""
+    Path("net.toml").write_text('[machines.web]\nkernel = "spin.bin"\nboot = "flat"\nmemory = "4M"\n')
+    with running("up", "net.toml"):
+        wait_until(lambda: runs("web"), "it runs")
+        done = viaduct("up", "net.toml")
+        assert done.returncode == 1
+        assert "switch: viaduct:" in done.stdout
+        assert "control.sock" in done.stdout
+        assert runs("web")
 
 
 async def test_long_lines_of_a_machine_are_shown(

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import errno
 import fcntl
+import grp
 import os
+import pwd
 from pathlib import Path
 from typing import Any
 
@@ -63,6 +65,23 @@ def test_without_permission_the_group_is_named(tmp_path: Path, monkeypatch: pyte
     problem = engines.kvm_problem(Host(device))
     assert problem is not None
     assert "chmod 0660" in problem
+
+
+def test_a_session_that_began_before_its_user_joined_the_group(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    device = tmp_path / "kvm"
+    device.touch()
+    device.chmod(0o660)
+
+    def refuse(*_: object, **__: object) -> int:
+        raise PermissionError(errno.EACCES, "Permission denied")
+
+    monkeypatch.setattr(os, "open", refuse)
+    user = pwd.getpwuid(os.geteuid()).pw_name
+    monkeypatch.setattr(grp, "getgrgid", lambda gid: grp.struct_group(("kvm", "x", gid, [user])))
+    problem = engines.kvm_problem(Host(device))
+    assert problem is not None
+    assert "log in again (or, for this shell only: newgrp kvm)" in problem
+    assert "usermod" not in problem
 
 
 def test_a_file_that_is_not_kvm_is_told(tmp_path: Path) -> None:
