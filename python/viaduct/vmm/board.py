@@ -27,13 +27,13 @@ from viaduct.vmm.errors import MachineError
 from viaduct.vmm.pc import Pc, SerialConsole
 from viaduct.vmm.ram import Ram
 from viaduct.vmm.snapshot import SlotState, Snapshot
-from viaduct.vmm.user_devices import RegisterSlot, make_devices
 from viaduct.vmm.virtio_devices import back_ends
 from viaduct.vmm.virtio_slot import VirtioSlot
 
 if TYPE_CHECKING:
     from viaduct.vmm.boot import CpuState
     from viaduct.vmm.emulated_nic import EmulatedNic
+    from viaduct.vmm.user_devices import RegisterSlot, UserDevices
 
 
 class Report(Protocol):
@@ -121,20 +121,33 @@ class Board:
         if self.config.console_device == "serial":
             joined = SerialConsole(self.pc.serial, console)
             self._stack.callback(joined.close)
-        own = make_devices(self.config)
+        own = self._own_devices()
         virtio = [(device_name, device) for device_name, _, device in own if isinstance(device, Device)]
         async for device_name, back_end in back_ends(self.config, name, console, self._stack, virtio):
             await self._add_virtio(device_name, back_end)
         for index, nic in enumerate(self.config.nics):
             if nic.path == "emulated":
                 await self._add_card(index, nic, name)
+        self._place_registers(own)
+
+    def _own_devices(self) -> UserDevices:
+        if not self.config.devices:
+            return []
+        from viaduct.vmm.user_devices import make_devices
+
+        return make_devices(self.config)
+
+    def _place_registers(self, own: UserDevices) -> None:
+        """Those of the user's own devices that are registers."""
         lines: dict[int, str] = {}
-        for device_name, part, device in own:
+        for name, part, device in own:
             if not isinstance(device, Device):
-                placed = RegisterSlot(device_name, part, device, self.config, self.vm, self.ram.memory, lines)
+                from viaduct.vmm.user_devices import RegisterSlot
+
+                placed = RegisterSlot(name, part, device, self.config, self.vm, self.ram.memory, lines)
                 self._stack.callback(placed.close)
                 self.registers.append(placed)
-                self.devices.append(f"{device_name}: {placed.place}")
+                self.devices.append(f"{name}: {placed.place}")
 
     async def _add_virtio(self, name: str, back_end: BackEnd) -> None:
         """A device where its driver looks for it: a function of the PCI bus, or the next virtio-mmio slot."""
