@@ -14,7 +14,7 @@ export PYO3_PYTHON := $(abspath $(BIN)/python)
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test dev lint unit interop lab lab-shell rust-test rust-peers bench bench-quick bench-reliability bench-instructions soak soak-short fuzz fuzz-short docs-check format clean distclean
+.PHONY: help demo test dev lint unit interop lab lab-shell rust-test rust-peers bench bench-quick bench-machine bench-reliability bench-instructions soak soak-short fuzz fuzz-short docs-check format clean distclean
 
 help: ## what there is to make
 	@echo 'Viaduct: a user-space virtual switch and hypervisor. See README.md.'
@@ -89,10 +89,14 @@ fuzz-short: $(VENV)/rust.env ## the same for half a minute each, as part of `mak
 bench: dev $(STAMPS)/bench ## testpmd, Open vSwitch with DPDK and Viaduct side by side: a table and a plot
 	@setup/debian_packages.sh
 	$(RUST) $(BIN)/python -m bench
+	$(BIN)/python -m bench.machine
 
 bench-quick: dev $(STAMPS)/bench ## the same, with less of everything
 	@setup/debian_packages.sh
 	$(RUST) $(BIN)/python -m bench --quick
+
+bench-machine: dev ## machines of ours and QEMU's microvm side by side in the lab: start, memory, exits, disk, network
+	$(BIN)/python -m bench.machine $(BENCH)
 
 bench-reliability: dev $(STAMPS)/bench ## Viaduct and Open vSwitch killed, their guests killed, a storm: a table in docs/reliability.md
 	@setup/debian_packages.sh

@@ -10,6 +10,7 @@ import os
 import select
 import signal
 import subprocess
+import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -17,11 +18,14 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from interop.peer_process import PeerError
-from lab.guest import BOOT, PATIENCE, QUICK, Guest
+from lab.guest import BOOT, QUICK, Guest
 
 from bench.machine_accounts import exits, own_memory
 
 MEMORY = 256 << 20
+PATIENCE = 60.0
+"""Seconds for a boot or a script. The lab's emulated processor sometimes leaves a guest in a loop of page faults,
+whoever runs it; such a turn is told and left out."""
 TAP = "bench0"
 HOST, GUEST = "10.9.0.1", "10.9.0.2"
 MAC = "52:54:00:00:09:02"
@@ -126,15 +130,17 @@ def disk_guest(monitor: str, directory: Path, disk: Path) -> Guest:
 
 def block(guest: Guest) -> Figures:
     """fio's random reads of 4 KiB, several at once, past the guest's own cache."""
-    found = guest.run("for disk in /sys/block/vd*; do echo $(cat $disk/serial) /dev/${disk##*/}; done")
+    found = guest.run("for disk in /sys/block/vd*; do echo $(cat $disk/serial) /dev/${disk##*/}; done", PATIENCE)
     names = dict(line.split() for line in found.splitlines())
     guest.run(
         f"mkdir /tmp/root && mount -t erofs -o ro {names['root']} /tmp/root && mount --bind /dev /tmp/root/dev && "
-        "mount -t tmpfs tmp /tmp/root/tmp"
+        "mount -t tmpfs tmp /tmp/root/tmp",
+        PATIENCE,
     )
     output = guest.run(
         f"cd /tmp/root/tmp && chroot /tmp/root fio --name=read --filename={names['bench']} --rw=randread --bs=4k "
-        f"--direct=1 --ioengine=libaio --iodepth={DEPTH} --time_based --runtime={FIO_S} --ramp_time=1 --minimal"
+        f"--direct=1 --ioengine=libaio --iodepth={DEPTH} --time_based --runtime={FIO_S} --ramp_time=1 --minimal",
+        PATIENCE,
     )
     return {"iops": float(output.split(";")[7])}  # fio's HOWTO, "Terse output": version 3
 
@@ -150,19 +156,20 @@ def card_guest(monitor: str, directory: Path, vhost: bool) -> Guest:
 
 def stream(guest: Guest) -> Figures:
     """TCP between the guest and the lab's kernel, one way and the other, each byte compared where it arrives."""
-    guest.run(f"ip link set eth0 up && ip addr add {GUEST}/24 dev eth0")
-    guest.run(f"transfer serve {PORT} >/dev/null 2>&1 &")
-    guest.run(f"transfer send {HOST} {PORT} 1 1")  # addresses are resolved, windows are open
+    guest.run(f"ip link set eth0 up && ip addr add {GUEST}/24 dev eth0", PATIENCE)
+    guest.run(f"transfer serve {PORT} >/dev/null 2>&1 &", PATIENCE)
+    guest.run(f"transfer send {HOST} {PORT} 1 1", PATIENCE)  # addresses are resolved, windows are open
     _send_from_host(1)
     begin = time.monotonic()
-    guest.run(f"transfer send {HOST} {PORT} {STREAM_MIB} 1")
+    guest.run(f"transfer send {HOST} {PORT} {STREAM_MIB} 1", PATIENCE)
     out = time.monotonic() - begin
     return {"out": (STREAM_MIB << 20) / out, "into": (STREAM_MIB << 20) / _send_from_host(STREAM_MIB)}
 
 
 def _send_from_host(mebibytes: int) -> float:
     begin = time.monotonic()
-    subprocess.run(["/guest/transfer", "send", GUEST, str(PORT), str(mebibytes), "1"], check=True)
+    command = ["/guest/transfer", "send", GUEST, str(PORT), str(mebibytes), "1"]
+    subprocess.run(command, stdout=subprocess.DEVNULL, check=True, timeout=PATIENCE)
     return time.monotonic() - begin
 
 
@@ -182,9 +189,15 @@ def tap() -> Iterator[None]:
 
 
 def _in_guest(make: Callable[[Path], Guest], measure: Callable[[Guest], Figures]) -> Figures:
-    with tempfile.TemporaryDirectory() as directory, make(Path(directory)) as guest:
-        figures = measure(guest)
-        guest.kill()
+    with tempfile.TemporaryDirectory() as directory:
+        guest = make(Path(directory))
+        try:
+            guest.start()
+            guest.wait_ready(PATIENCE)
+            figures = measure(guest)
+            guest.kill()
+        finally:
+            guest.stop()
     return figures
 
 
@@ -215,7 +228,11 @@ def main() -> None:
         for number in range(arguments.rounds):
             for measure in measures:
                 for monitor in MONITORS if number % 2 else reversed(MONITORS):
-                    figures = turn(monitor, measure, disk)
+                    try:
+                        figures = turn(monitor, measure, disk)
+                    except (PeerError, subprocess.SubprocessError) as error:
+                        print(f"round {number}, {measure}, {monitor}: left out: {error}", file=sys.stderr, flush=True)
+                        continue
                     print(json.dumps({"round": number, "measure": measure, "monitor": monitor, **figures}), flush=True)
 
 
