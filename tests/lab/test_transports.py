@@ -32,3 +32,27 @@ def test_drivers_bind(transport: str, interrupt: str, tmp_path: Path) -> None:
         assert all(any(interrupt in word for word in words) for words in lines)
         assert sum(int(words[1]) for words in lines) >= 2
         assert guest.power_off() == 0
+
+
+@pytest.mark.parametrize(
+    ("options", "append", "sees"),
+    [
+        (["--transitional"], "virtio_pci.force_legacy=1", "grep -l 0x1001 /sys/bus/pci/devices/*/device"),
+        (["--port-notify"], "", "grep -l 0x1042 /sys/bus/pci/devices/*/device"),
+        (["--interrupts", "split"], "", "grep IO-APIC /proc/interrupts"),
+    ],
+    ids=["legacy driver", "ports", "split interrupts"],
+)
+def test_disks_are_read_and_written_by_each_way(options: list[str], append: str, sees: str, tmp_path: Path) -> None:
+    disk = tmp_path / "disk"
+    disk.write_bytes(bytes(range(256)) * 4096)
+    with viaduct_guest("ways", tmp_path, *options, "--disk", str(disk), append=append) as guest:
+        guest.run(sees)
+        assert guest.run("head -c 512 /dev/vda | od -An -v -tu1").split() == [str(n) for n in [*range(256)] * 2]
+        guest.run("dd if=/dev/vda of=/dev/vda bs=1000 count=60 skip=1 seek=600 conv=fsync,notrunc 2>/dev/null")
+        if append:
+            features = guest.run("cat /sys/bus/virtio/drivers/virtio_blk/virtio*/features").split()[0]
+            assert features[32] == "0", "VERSION_1 is not for drivers of before"
+        assert guest.power_off() == 0
+    written = disk.read_bytes()
+    assert written[600_000:660_000] == written[1000:61_000]
