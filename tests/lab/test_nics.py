@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -60,3 +61,25 @@ def test_checked_stream_both_ways(path: str, network: Network, far: Guest, tmp_p
         wait_until(lambda: near.ask("ping -c 1 -W 1 10.0.0.2")[0] == 0, "a ping is answered")
         near.run(f"transfer send 10.0.0.2 {PORT} {MEBIBYTES} 2")
         far.run(f"transfer send 10.0.0.1 {PORT} {MEBIBYTES} 2")
+
+
+@pytest.mark.parametrize("nic", ["switch:several,queues=2", "tap:tap3,queues=2", "tap:tap4,path=vhost,queues=2"])
+def test_two_pairs_of_queues(nic: str, network: Network, far: Guest, tmp_path: Path) -> None:
+    """Linux asks for both by the control queue, and sends and receives by both."""
+    with viaduct_guest("pairs", tmp_path, "--cpus", "2", "--nic", nic) as guest:
+        queues = guest.run("cd /sys/class/net/eth0/queues; ls -d rx-* tx-*").split()
+        assert queues == ["rx-0", "rx-1", "tx-0", "tx-1"], "as many as the device has granted"
+        guest.run("ip link set eth0 up && ip addr add 10.0.1.1/24 dev eth0")
+        peer = "10.0.1.2"
+        if nic.startswith("tap:"):
+            ifname = nic.removeprefix("tap:").partition(",")[0]
+            subprocess.run(["ip", "addr", "add", f"{peer}/24", "dev", ifname], check=True)
+        else:
+            far.run(f"ip addr add {peer}/24 dev eth0")
+        wait_until(lambda: guest.ask(f"ping -c 1 -W 1 {peer}")[0] == 0, "a ping is answered")
+        # Each processor sends by its own queue.
+        for cpu in (1, 2):
+            guest.run(f"taskset {cpu} ping -c 3 -i 0.2 -W 5 {peer}")
+        sent = [guest.run(f"cat /proc/interrupts | grep 'virtio.*-output.{pair}'") for pair in (0, 1)]
+        assert len(sent) == 2
+        assert guest.power_off() == 0

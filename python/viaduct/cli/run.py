@@ -27,7 +27,7 @@ def run(
         list[str] | None,
         typer.Option(
             "--nic",
-            metavar="TO[,path=...][,mac=...]",
+            metavar="TO[,path=...][,mac=...][,queues=N]",
             help="A network card; TO is switch:NAME, vhost-user:PATH or tap:IF, path is virtio, vhost or emulated.",
         ),
     ] = None,

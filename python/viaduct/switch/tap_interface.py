@@ -13,10 +13,12 @@ from collections.abc import Collection
 TUNSETIFF = 0x400454CA
 TUNSETOFFLOAD = 0x400454D0
 TUNSETVNETHDRSZ = 0x400454D8
+TUNSETQUEUE = 0x400454D9
 IFF_TAP = 0x0002
 IFF_NO_PI = 0x1000
 IFF_VNET_HDR = 0x4000
 IFF_MULTI_QUEUE = 0x0100
+IFF_ATTACH_QUEUE, IFF_DETACH_QUEUE = 0x0200, 0x0400
 TUN_F_CSUM, TUN_F_TSO4, TUN_F_TSO6, TUN_F_TSO_ECN = 1, 2, 4, 8
 TUN_F_USO4, TUN_F_USO6 = 0x20, 0x40
 
@@ -48,6 +50,12 @@ def open_queue(ifname: str, *, multiple: bool = False, header: int | None = 12) 
         os.close(queue)
         raise
     return queue
+
+
+def attach_queue(queue: int, attached: bool) -> None:
+    """Lets the kernel send frames by this queue of an interface that has several, or no longer. Raises OSError."""
+    flags = IFF_ATTACH_QUEUE if attached else IFF_DETACH_QUEUE
+    fcntl.ioctl(queue, TUNSETQUEUE, struct.pack("16sH22x", b"", flags))
 
 
 def set_header(queue: int, size: int) -> None:

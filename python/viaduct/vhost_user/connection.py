@@ -145,10 +145,12 @@ class Connection:
 
     async def check_queue_count(self) -> None:
         """Raises `FrontEndError` if the back-end has fewer queues than wanted."""
+        net = self.device_id == DeviceType.NET
         if ProtocolFeature.MQ not in self.protocol_features:
+            if net and self.queue_count > 2:
+                raise self.error(f"it has one queue pair (no MQ), {self.queue_count // 2} were asked for")
             return
         offered = (await self.request("GET_QUEUE_NUM")).value
-        net = self.device_id == DeviceType.NET
         wanted = self.queue_count // 2 if net else self.queue_count
         if wanted > offered:
             what = "queue pairs" if net else "queues"

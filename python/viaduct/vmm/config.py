@@ -28,6 +28,7 @@ from viaduct.vmm.memory_map import PAGE
 
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,63}")
 CPUS_MAX = 64
+QUEUE_PAIRS_MAX = CPUS_MAX
 _UNITS = {"": 1, "K": 1 << 10, "M": 1 << 20, "G": 1 << 30}
 
 NicPath = Literal["virtio", "vhost", "emulated"]
@@ -68,11 +69,13 @@ class DiskConfig(_Part, frozen=True, kw_only=True, omit_defaults=True, forbid_un
 class NicConfig(_Part, frozen=True, kw_only=True, omit_defaults=True, forbid_unknown_fields=True):
     """A network card. `to`: where its frames go: `switch:NAME`, a port of a running `viaduct switch`, made if it does
     not exist; `vhost-user:PATH`, any back-end's socket; `tap:IF`, an interface of the kernel. `path`: who serves it.
-    `mac`: the guest's address; None: one made of the machine's name."""
+    `mac`: the guest's address; None: one made of the host's and the machine's name. `queues`: pairs of queues, of which
+    the driver uses as many as it likes."""
 
     to: str
     path: NicPath = "virtio"
     mac: str | None = None
+    queues: int = 1
 
     argument: ClassVar[str] = "to"
 
@@ -95,6 +98,10 @@ class NicConfig(_Part, frozen=True, kw_only=True, omit_defaults=True, forbid_unk
                 "to the switch as a port, or by a bridge",
                 ("path",),
             )
+        if not 1 <= self.queues <= QUEUE_PAIRS_MAX:
+            raise ConfigError(f"{self.queues} queue pairs are not possible: 1 to {QUEUE_PAIRS_MAX}", ("queues",))
+        if self.queues > 1 and self.path == "emulated":
+            raise ConfigError("the emulated card has one pair of queues; use path=virtio", ("queues",))
         if self.mac is not None:
             try:
                 parse_mac(self.mac)
@@ -251,6 +258,10 @@ def parse_part(struct: type[PartT], text: str) -> PartT:
             fields[key] = int(value[:9])
         elif not value:
             raise ConfigError(f"needs a value: {word}=...", (key,))
+        elif known[key] is int:
+            if not re.fullmatch(r"\d{1,9}", value):
+                raise ConfigError(f"expected a whole number, found {value!r}", (key,))
+            fields[key] = int(value)
         else:
             fields[key] = value
     return _convert(struct, fields)

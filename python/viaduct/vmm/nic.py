@@ -27,10 +27,10 @@ from viaduct.vmm.back_end import BackEnd
 from viaduct.vmm.config import MachineConfig, NicConfig
 from viaduct.vmm.errors import MachineError
 
-_QUEUES = (256, 256)
+_PAIR = (256, 256)
 _MACHINE_IDS = (Path("/etc/machine-id"), Path("/var/lib/dbus/machine-id"))
 _SEVERAL_PAIRS = NetFeature.MQ | NetFeature.CTRL_VQ
-"""Need a control queue, which back-ends leave to the machine."""
+"""Need a control queue, which back-ends leave to the machine (`viaduct.vmm.back_end.queue_pairs`)."""
 
 
 def mac_of(nic: NicConfig, machine: str, index: int) -> bytes:
@@ -67,21 +67,31 @@ async def open_virtio(nic: NicConfig, mac: bytes, machine: str, stack: AsyncExit
     Raises:
         MachineError: nobody is there, or what the card names cannot be had.
     """
+    back_end = await _open_pairs(nic, mac, machine, stack)
+    if nic.queues == 1:
+        return back_end
+    from viaduct.vmm.back_end.queue_pairs import QueuePairsBackEnd
+
+    return QueuePairsBackEnd(back_end, nic.queues)
+
+
+async def _open_pairs(nic: NicConfig, mac: bytes, machine: str, stack: AsyncExitStack) -> BackEnd:
+    """Whoever will serve the pairs of queues; a control queue is not theirs."""
     if nic.path == "vhost":
         from viaduct.vmm.back_end.vhost_net import VhostNetBackEnd
 
-        return VhostNetBackEnd(nic.target, mac)
+        return VhostNetBackEnd(nic.target, mac, nic.queues)
     if nic.kind == "tap":
-        return await _private_switch(nic.target, mac, stack)
+        return await _private_switch(nic, mac, stack)
     from viaduct.vmm.back_end.vhost_user import VhostUserBackEnd
 
     return VhostUserBackEnd(
         await socket_of(nic, machine),
         DeviceType.NET,
-        _QUEUES,
+        _PAIR * nic.queues,
         config=NetConfig(mac=mac).pack(),
         adds=NetFeature.MAC | NetFeature.STATUS,
-        hides=_SEVERAL_PAIRS,
+        hides=_SEVERAL_PAIRS if nic.queues == 1 else NetFeature.CTRL_VQ,
     )
 
 
@@ -90,19 +100,20 @@ async def socket_of(nic: NicConfig, machine: str) -> str:
     if nic.kind == "vhost-user":
         return nic.target
     # The switch may run on this very loop.
-    return await asyncio.to_thread(_socket_of_switch, nic.target, machine)
+    return await asyncio.to_thread(_socket_of_switch, nic.target, machine, nic.queues)
 
 
-async def _private_switch(ifname: str, mac: bytes, stack: AsyncExitStack) -> BackEnd:
+async def _private_switch(nic: NicConfig, mac: bytes, stack: AsyncExitStack) -> BackEnd:
     """A switch of two ports in this process: the guest's card and the interface."""
     from viaduct.switch.switch import Switch
     from viaduct.vmm.back_end.in_process import InProcessBackEnd
 
     try:
-        switch = Switch(SwitchConfig(ports={"guest": InProcessPort(), "interface": TapPort(ifname=ifname)}))
+        guest, interface = InProcessPort(queues=nic.queues), TapPort(ifname=nic.target, queues=nic.queues)
+        switch = Switch(SwitchConfig(ports={"guest": guest, "interface": interface}))
         await stack.enter_async_context(switch)
     except ConfigError as error:
-        raise MachineError(f"tap {ifname}: {error.problem}") from error
+        raise MachineError(f"tap {nic.target}: {error.problem}") from error
     from viaduct.switch.ports.in_process import InProcess
 
     port = switch.members["guest"]
@@ -113,14 +124,14 @@ async def _private_switch(ifname: str, mac: bytes, stack: AsyncExitStack) -> Bac
     return InProcessBackEnd(device)
 
 
-def _socket_of_switch(name: str, machine: str) -> str:
+def _socket_of_switch(name: str, machine: str, queues: int) -> str:
     """The socket of the port `name` of the switch that runs; the port is made if the switch has none of that name."""
     try:
         with ControlClient() as switch:
             ports = {port["name"]: port for port in switch.call("port.list")}
             if name not in ports:
                 path = str(Path(switch.path).with_name(f"{name}.sock"))
-                switch.call("port.add", name=name, port={"kind": "vhost-user", "path": path})
+                switch.call("port.add", name=name, port={"kind": "vhost-user", "path": path, "queues": queues})
                 return path
             port = ports[name]
     except ControlError as error:

@@ -17,13 +17,15 @@ RINGS, BUFFERS = 0x10000, 0x20000
 
 
 class RingDriver:
-    """Asks a device one request after the other. `features`: what driver and device have agreed upon."""
+    """Asks a device one request after the other. `features`: what driver and device have agreed upon. `offset`: of all
+    its memory, for drivers side by side."""
 
-    def __init__(self, ram: Ram, features: int, index: int = 0) -> None:
+    def __init__(self, ram: Ram, features: int, index: int = 0, offset: int = 0) -> None:
         layout: Literal["split", "packed"] = "packed" if features & DeviceFeature.RING_PACKED else "split"
         self.memory = ram.memory
         self.kick, self.call = os.eventfd(0, os.EFD_NONBLOCK), os.eventfd(0, os.EFD_NONBLOCK)
-        places = (RINGS, RINGS + 0x1000, RINGS + 0x2000)
+        self.buffers = BUFFERS + offset
+        places = (RINGS + offset, RINGS + 0x1000 + offset, RINGS + 0x2000 + offset)
         self.vring = Vring(index, SIZE, *places, PACKED_START if layout == "packed" else 0, self.kick, self.call, None)
         self.queue = DriverQueue(
             self.memory,
@@ -42,8 +44,8 @@ class RingDriver:
 
     def post(self, text: bytes) -> None:
         """Makes a request available and kicks the device."""
-        self.memory.write(BUFFERS, text)
-        assert self.queue.add([(BUFFERS, len(text))], [(BUFFERS + 0x1000, 0x1000)], 1)
+        self.memory.write(self.buffers, text)
+        assert self.queue.add([(self.buffers, len(text))], [(self.buffers + 0x1000, 0x1000)], 1)
         self.queue.kick()
         os.eventfd_write(self.kick, 1)
 
@@ -52,7 +54,7 @@ class RingDriver:
         async with asyncio.timeout(30):
             while True:
                 if (taken := self.queue.take()) is not None:
-                    return self.memory.read(BUFFERS + 0x1000, taken[1])
+                    return self.memory.read(self.buffers + 0x1000, taken[1])
                 await asyncio.sleep(0.002)
 
     def close(self) -> None:

@@ -26,6 +26,7 @@ def test_short_forms() -> None:
     assert parse_part(DiskConfig, "a.img,ro") == DiskConfig(file="a.img", read_only=True)
     assert parse_part(DiskConfig, "a.img,format=qcow2,serial=x") == DiskConfig(file="a.img", format="qcow2", serial="x")
     card = parse_part(NicConfig, "tap:tap0,path=vhost,mac=52:54:00:00:00:01")
+    assert parse_part(NicConfig, "switch:a,queues=4").queues == 4
     assert (card.kind, card.target, card.path) == ("tap", "tap0", "vhost")
 
 
@@ -50,6 +51,10 @@ def test_relative_paths_start_where_the_file_is(tmp_path: Path) -> None:
         ({"kernel": "k", "cpus": 65}, "1 to 64"),
         ({"kernel": "k", "cpus": "4"}, "cpus: expected `int`"),
         ({"kernel": "k", "nics": ["switch:a,path=vhost"]}, "tap:INTERFACE"),
+        ({"kernel": "k", "nics": ["switch:a,queues=0"]}, "0 queue pairs"),
+        ({"kernel": "k", "nics": ["switch:a,queues=65"]}, "1 to 64"),
+        ({"kernel": "k", "nics": ["switch:a,queues=many"]}, "expected a whole number, found 'many'"),
+        ({"kernel": "k", "nics": ["switch:a,queues=2,path=emulated"]}, "the emulated card has one pair"),
         ({"kernel": "k", "nics": ["switch:"]}, "expected switch:NAME"),
         ({"kernel": "k", "nics": ["tap:t,mac=1"]}, "no MAC address"),
         ({"kernel": "k", "nics": "switch:a"}, "expected a list"),

@@ -21,6 +21,8 @@ class BackEnd(ABC):
     """Most descriptors of each queue; known once it is open."""
     config: bytes
     """The configuration space; known once it is open."""
+    disabled: frozenset[int] = frozenset()
+    """Queues that run and are not to be served now: a driver of several queue pairs may use fewer."""
     on_config_change: Callable[[], None] | None = None
     """Called when `config` has changed."""
     on_failure: Callable[[str], None] | None = None
@@ -39,6 +41,10 @@ class BackEnd(ABC):
         """Serves no queue any more: requests in flight have finished. Returns where each queue stands, as in
         `viaduct.vhost_user.Vring.base`. Raises `MachineError` if that is not known, the queues being left alone all
         the same."""
+
+    async def disable(self, queues: frozenset[int]) -> None:
+        """From now on these queues are not served, all others are. Raises `MachineError`: as before."""
+        self.disabled = queues
 
     @abstractmethod
     def reset(self) -> None:

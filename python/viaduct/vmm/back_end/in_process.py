@@ -78,11 +78,18 @@ class InProcessBackEnd(BackEnd):
                 with self._blaming("start_queue"):
                     device.start_queue(vring)
                     self._queues.append(vring.index)
-                    device.enable_queue(vring.index, True)
+                    device.enable_queue(vring.index, vring.index not in self.disabled)
         except MachineError:
             with contextlib.suppress(MachineError):
                 await self.deactivate()
             raise
+
+    async def disable(self, queues: frozenset[int]) -> None:
+        before, self.disabled = self.disabled, queues
+        for index in self._queues:
+            if (index in before) != (index in queues):
+                with self._blaming("enable_queue"):
+                    self.device.enable_queue(index, index not in queues)
 
     async def deactivate(self) -> Mapping[int, int]:
         bases: dict[int, int] = {}

@@ -2,7 +2,8 @@
 
 The kernel gets the rings' addresses in this process, the two eventfds of each queue, and a tap interface's descriptor;
 from then on frames pass between the interface and the guest's memory on a thread of the kernel, without a system call
-of ours. It speaks of a queue by its number within its own device: 0 receives, 1 transmits.
+of ours. It speaks of a queue by its number within its own device: 0 receives, 1 transmits. Each pair of queues is a
+device of its own, with a queue of the interface; a pair that the driver does not use is detached from that.
 """
 
 from __future__ import annotations
@@ -13,8 +14,9 @@ import fcntl
 import os
 import struct
 from collections.abc import Mapping, Sequence
+from typing import NamedTuple
 
-from viaduct.switch.tap_interface import explain, open_queue, set_header, set_offloads, set_up
+from viaduct.switch.tap_interface import attach_queue, explain, open_queue, set_header, set_offloads, set_up
 from viaduct.vhost_user.device import Vring
 from viaduct.virtio.features import DeviceFeature, DeviceType, NetFeature
 from viaduct.virtio.net_config import NetConfig
@@ -36,7 +38,6 @@ VHOST_SET_VRING_CALL = 0x4008AF21
 VHOST_NET_SET_BACKEND = 0x4008AF30
 
 DEVICE = "/dev/vhost-net"
-_QUEUES = 2
 
 _WANTED = (
     DeviceFeature.VERSION_1
@@ -65,40 +66,56 @@ _BY_INTERFACE = (
 """What the tap interface does, not vhost-net: the header goes through it untouched."""
 
 
+class _Pair(NamedTuple):
+    """Descriptors of one pair of queues."""
+
+    device: int
+    tap: int
+
+    def call(self, request: int, argument: bytes | bytearray | int) -> None:
+        fcntl.ioctl(self.device, request, argument)
+
+
 class VhostNetBackEnd(BackEnd):
     """The tap interface `ifname`, made unless it exists, and vhost-net on it. `mac` is the guest's, 6 bytes."""
 
     device_id = int(DeviceType.NET)
 
-    def __init__(self, ifname: str, mac: bytes) -> None:
+    def __init__(self, ifname: str, mac: bytes, pairs: int = 1) -> None:
         self.ifname = ifname
         self.features = 0
-        self.queue_sizes = (256,) * _QUEUES
+        self.queue_sizes = (256, 256) * pairs
         self.config = NetConfig(mac=mac).pack()
         self._fds = contextlib.ExitStack()
-        self._device = -1
-        self._tap = -1
+        self._pairs: list[_Pair] = []
+        self._wanted = pairs
+        self._detached: set[_Pair] = set()
         self._ram: Ram | None = None
         self._running: list[int] = []
 
     async def open(self, ram: Ram) -> None:
         self._ram = ram
+        multiple = self._wanted > 1
+        for _ in range(self._wanted):
+            try:
+                device = os.open(DEVICE, os.O_RDWR | os.O_CLOEXEC)
+            except OSError as error:
+                await self.close()
+                raise MachineError(f"{DEVICE}: {_advice(error)}") from error
+            self._fds.callback(os.close, device)
+            try:
+                tap = open_queue(self.ifname, multiple=multiple)
+                self._fds.callback(os.close, tap)
+                set_up(self.ifname)
+            except OSError as error:
+                await self.close()
+                raise MachineError(explain(self.ifname, error, multiple=multiple)) from error
+            self._pairs.append(_Pair(device, tap))
         try:
-            self._device = os.open(DEVICE, os.O_RDWR | os.O_CLOEXEC)
-        except OSError as error:
-            raise MachineError(f"{DEVICE}: {_advice(error)}") from error
-        self._fds.callback(os.close, self._device)
-        try:
-            self._tap = open_queue(self.ifname)
-            self._fds.callback(os.close, self._tap)
-            set_up(self.ifname)
-        except OSError as error:
-            await self.close()
-            raise MachineError(explain(self.ifname, error)) from error
-        try:
-            self._call(VHOST_SET_OWNER, 0)
+            for pair in self._pairs:
+                pair.call(VHOST_SET_OWNER, 0)
             answer = bytearray(8)
-            self._call(VHOST_GET_FEATURES, answer)
+            self._pairs[0].call(VHOST_GET_FEATURES, answer)
         except OSError as error:
             await self.close()
             raise MachineError(f"{DEVICE}: {error.strerror}") from error
@@ -108,28 +125,40 @@ class VhostNetBackEnd(BackEnd):
     async def activate(self, features: int, queues: Sequence[Vring]) -> None:
         assert self._ram is not None
         try:
-            set_header(self._tap, 12 if features & (DeviceFeature.VERSION_1 | NetFeature.MRG_RXBUF) else 10)
-            set_offloads(self._tap, [name for name, bit in _ACCEPTED.items() if features & bit])
-            self._call(VHOST_SET_FEATURES, struct.pack("<Q", features & _WANTED))
+            tap = self._pairs[0].tap  # these are the interface's, whichever queue is asked
+            set_header(tap, 12 if features & (DeviceFeature.VERSION_1 | NetFeature.MRG_RXBUF) else 10)
+            set_offloads(tap, [name for name, bit in _ACCEPTED.items() if features & bit])
             places = self._ram.memory.places
             regions = b"".join(struct.pack("<QQQQ", guest, size, here, 0) for guest, size, here in places)
-            self._call(VHOST_SET_MEM_TABLE, struct.pack("<II", len(places), 0) + regions)
+            for number in sorted({vring.index // 2 for vring in queues}):
+                self._pairs[number].call(VHOST_SET_FEATURES, struct.pack("<Q", features & _WANTED))
+                self._pairs[number].call(VHOST_SET_MEM_TABLE, struct.pack("<II", len(places), 0) + regions)
             for vring in queues:
                 self._start(vring)
+            self._attach(frozenset(range(len(self.queue_sizes))) - self.disabled, self.disabled)
             for vring in queues:
-                self._call(VHOST_NET_SET_BACKEND, struct.pack("<Ii", vring.index, self._tap))
+                pair = self._pairs[vring.index // 2]
+                pair.call(VHOST_NET_SET_BACKEND, struct.pack("<Ii", vring.index % 2, pair.tap))
                 self._running.append(vring.index)
         except OSError as error:
             await self.deactivate()
             raise MachineError(f"vhost-net refused the queues of {self.ifname}: {error.strerror}") from error
 
+    async def disable(self, queues: frozenset[int]) -> None:
+        try:
+            self._attach(self.disabled - queues, queues - self.disabled)
+        except OSError as error:
+            raise MachineError(f"{self.ifname}: a queue cannot be attached or detached: {error.strerror}") from error
+        self.disabled = queues
+
     async def deactivate(self) -> Mapping[int, int]:
         bases = {}
         for index in self._running:
+            pair = self._pairs[index // 2]
             # Without a back-end the kernel has finished what it had taken when this returns.
-            self._call(VHOST_NET_SET_BACKEND, struct.pack("<Ii", index, -1))
-            state = bytearray(struct.pack("<II", index, 0))
-            self._call(VHOST_GET_VRING_BASE, state)
+            pair.call(VHOST_NET_SET_BACKEND, struct.pack("<Ii", index % 2, -1))
+            state = bytearray(struct.pack("<II", index % 2, 0))
+            pair.call(VHOST_GET_VRING_BASE, state)
             bases[index] = int(struct.unpack("<II", state)[1])
         self._running.clear()
         return bases
@@ -141,22 +170,31 @@ class VhostNetBackEnd(BackEnd):
         """The driver may write no field of a network device's configuration (virtio 1.2, 5.1.4)."""
 
     async def close(self) -> None:
-        if self._device >= 0:
-            await self.deactivate()
-            self._device = -1
+        await self.deactivate()
+        self._pairs.clear()
         self._fds.close()
 
+    def _attach(self, used: frozenset[int], unused: frozenset[int]) -> None:
+        """Joins pairs to the interface or not, each by its receiving queue. Attached ones stay so."""
+        for number, pair in enumerate(self._pairs):
+            if 2 * number in unused and pair not in self._detached:
+                attach_queue(pair.tap, False)
+                self._detached.add(pair)
+            elif 2 * number in used and pair in self._detached:
+                attach_queue(pair.tap, True)
+                self._detached.discard(pair)
+
     def _start(self, vring: Vring) -> None:
-        self._call(VHOST_SET_VRING_NUM, struct.pack("<II", vring.index, vring.size))
-        self._call(VHOST_SET_VRING_BASE, struct.pack("<II", vring.index, vring.base))
+        pair, number = self._pairs[vring.index // 2], vring.index % 2
+        pair.call(VHOST_SET_VRING_NUM, struct.pack("<II", number, vring.size))
+        pair.call(VHOST_SET_VRING_BASE, struct.pack("<II", number, vring.base))
         # Sizes with the event fields, which are there whether they were negotiated or not (virtio 1.2, 2.7).
         descriptors = self._here(vring.descriptor_addr, 16 * vring.size)
         used = self._here(vring.device_addr, 6 + 8 * vring.size)
         available = self._here(vring.driver_addr, 6 + 2 * vring.size)
-        here = (descriptors, used, available)
-        self._call(VHOST_SET_VRING_ADDR, struct.pack("<IIQQQQ", vring.index, 0, *here, 0))
+        pair.call(VHOST_SET_VRING_ADDR, struct.pack("<IIQQQQ", number, 0, descriptors, used, available, 0))
         for request, fd in ((VHOST_SET_VRING_KICK, vring.kick_fd), (VHOST_SET_VRING_CALL, vring.call_fd)):
-            self._call(request, struct.pack("<Ii", vring.index, -1 if fd is None else fd))
+            pair.call(request, struct.pack("<Ii", number, -1 if fd is None else fd))
 
     def _here(self, addr: int, size: int) -> int:
         """The address in this process of a piece of a ring. The kernel takes our word for it that all of it is the
@@ -166,9 +204,6 @@ class VhostNetBackEnd(BackEnd):
             if guest <= addr and addr + size <= guest + length:
                 return here + addr - guest
         raise OSError(errno.EFAULT, f"{size} bytes of a ring at {addr:#x} are not in the guest's memory")
-
-    def _call(self, request: int, argument: bytes | bytearray | int) -> None:
-        fcntl.ioctl(self._device, request, argument)
 
 
 def _advice(error: OSError) -> str:

@@ -134,6 +134,20 @@ class VhostUserBackEnd(BackEnd):
                 return self._positions(queues)
             return bases
 
+    async def disable(self, queues: frozenset[int]) -> None:
+        async with self._turn:
+            before, self.disabled = self.disabled, queues
+            connection = self._connection
+            if not (connection.connected and connection.has_protocol_features):
+                return  # Whoever comes back will be told; and without the protocol's features all rings are enabled.
+            try:
+                for vring in self._queues:
+                    if (vring.index in before) != (vring.index in queues):
+                        await connection.enable(vring.index, vring.index not in queues)
+            except VhostUserError as error:
+                if connection.connected:
+                    raise MachineError(str(error)) from error
+
     def reset(self) -> None:
         self._features = 0
 
@@ -165,7 +179,7 @@ class VhostUserBackEnd(BackEnd):
         # Enabled before they start: what a driver sends through a disabled ring is discarded ("Ring states").
         if connection.has_protocol_features:
             for vring in self._queues:
-                await connection.enable(vring.index)
+                await connection.enable(vring.index, vring.index not in self.disabled)
         for vring, base in zip(self._queues, bases, strict=True):
             assert vring.kick_fd is not None
             place = p.VringAddr(vring.index, 0, vring.descriptor_addr, vring.device_addr, vring.driver_addr, 0)
