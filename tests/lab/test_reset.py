@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import subprocess
 from pathlib import Path
 
 import pytest
+from interop.peer_process import wait_until
 
 from lab.guest import Guest, viaduct_guest
 
@@ -47,3 +49,19 @@ def test_restart_ends_a_machine_that_is_to_stop_then(way: str, tmp_path: Path) -
     with machine(way, tmp_path, "--on-reset", "stop") as guest:
         guest.send("reboot -f")
         assert guest.ended() == 0
+
+
+def test_a_guest_hears_of_its_power_button(tmp_path: Path) -> None:
+    """By Linux's driver of generic event devices, which is in every kernel with ACPI."""
+    with viaduct_guest("pressed", tmp_path) as guest:
+
+        def presses() -> int:
+            return int(guest.run("grep 'ACPI:Ged' /proc/interrupts").split()[1])
+
+        assert presses() == 0
+        guest.run("grep -l PNP0C0C /sys/bus/acpi/devices/*/hid")
+        subprocess.run(["viaduct", "vm", "shutdown", "pressed"], check=True)
+        wait_until(lambda: presses() == 1, "the interrupt is counted")
+        subprocess.run(["viaduct", "vm", "shutdown", "pressed"], check=True)
+        wait_until(lambda: presses() == 2, "and the next one")
+        assert guest.power_off() == 0

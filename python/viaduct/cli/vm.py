@@ -97,20 +97,44 @@ def reset(name: Name) -> None:
     _call(name, "reset")
 
 
+@app.command("shutdown")
+def shutdown(
+    name: Name,
+    within: Annotated[float, typer.Option(metavar="SECONDS", help="How long to wait for its end.", min=0)] = 0,
+) -> None:
+    """Press a machine's power button: its guest shuts down in an orderly way, if it listens.
+
+    \b
+        viaduct vm shutdown web --within 60 || viaduct vm stop web
+    """
+    _call(name, "power-button")
+    if within and not _ended(name, within):
+        raise Failure(
+            f"machine {name} has not ended after {within:g} s; its guest may not listen: viaduct vm stop {name}"
+        )
+
+
 @app.command("stop")
 def stop(name: Name) -> None:
     """Switch a machine off at once, as pulling its plug does."""
+    _call(name, "stop")
+    if not _ended(name, 30):
+        raise Failure(f"machine {name} has not ended after 30 s; see: viaduct vm show {name}")
+
+
+def _ended(name: str, seconds: float) -> bool:
+    """Waits so long for a machine's end. Returns whether it came."""
     import time
 
     from viaduct.vmm.directory import CONTROL, answers, machines_directory
 
-    _call(name, "stop")
     path = machines_directory() / name / CONTROL
-    deadline = time.monotonic() + 30
+    deadline = time.monotonic() + seconds
     while answers(path):
         if time.monotonic() > deadline:
-            raise Failure(f"machine {name} has not ended after 30 s; see: viaduct vm show {name}")
+            return False
         time.sleep(0.05)
+    return True
 
 
 @app.command("exits")

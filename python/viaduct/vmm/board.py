@@ -241,6 +241,11 @@ class Board:
         except (OSError, RuntimeError, ValueError) as error:
             raise MachineError(f"--gdb {port}: {error}; choose another port, or 0 for a free one") from error
 
+    def press_power_button(self) -> None:
+        """A pulse of its interrupt. The guest does with it what it likes."""
+        for level in (True, False):
+            self.vm.set_line(at.POWER_BUTTON_GSI, level)
+
     async def pause(self) -> None:
         """Returns when no vCPU runs. Raises `MachineError` if one does not come back from its device."""
         self.vm.request_pause()

@@ -6,6 +6,7 @@
 | `status` | | `MachineStatus` |
 | `pause`, `resume`, `reset` | | null, when it is done |
 | `snapshot` | `path` | null, when it is written |
+| `power-button` | | null, at once; whether the guest does anything is its affair |
 | `stop` | | null; the socket goes when it is done |
 | `exits` | | `rows`: reason, address, device, count, seconds; `guest_seconds` |
 """
@@ -111,6 +112,7 @@ _METHODS: dict[str, Method] = {
     "pause": lambda machine, _: machine.pause(),
     "resume": lambda machine, _: machine.resume(),
     "reset": lambda machine, _: machine.reset(),
+    "power-button": lambda machine, _: machine.press_power_button(),
     "stop": _stop,
     "snapshot": _snapshot,
     "exits": _exits,

@@ -182,6 +182,13 @@ class Machine:
                 raise error if isinstance(error, MachineError) else MachineError(str(error)) from error
             self._set("running", "reset", "the machine was switched off and on again")
 
+    async def press_power_button(self) -> None:
+        """Asks the guest to shut down, as a short press of a computer's button does: it may take its time, ask
+        somebody, or not listen; `wait` tells. Raises `MachineError`."""
+        async with self._turn:
+            self._running_board().press_power_button()
+            self._record("power-button", "the guest is asked to shut down")
+
     async def stop(self) -> None:
         """Switches the machine off at once, as pulling its plug does, and lets go of everything. Twice does no harm."""
         self.finish("stopped", 0)

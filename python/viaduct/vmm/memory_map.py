@@ -31,8 +31,9 @@ Ports:
 | 0x0CF9 | reset control: the byte inside the address register that PC chipsets have there |
 | 0xC000 - 0xFFFF | PCI: port BARs |
 
-Interrupt numbers are GSIs: 0 to 15 are the ISA interrupts of the same number, 16 to 23 belong to virtio-mmio. At the
-IOAPIC each is the pin of the same number, except for the interval timer's interrupt 0, which is pin 2.
+Interrupt numbers are GSIs: 0 to 15 are the ISA interrupts of the same number, 16 to 23 belong to virtio-mmio. 6 is the
+power button's. At the IOAPIC each is the pin of the same number, except for the interval timer's interrupt 0: that is
+pin 2.
 """
 
 from __future__ import annotations
@@ -73,6 +74,8 @@ LOCAL_APIC = 0xFEE0_0000
 KVM_IDENTITY_MAP = 0xFFFB_C000
 KVM_TSS = 0xFFFB_D000
 
+POWER_BUTTON_GSI = 6
+"""A PC's diskette drive has this one; ours has none."""
 I8042_DATA, I8042_COMMAND, I8042_GSI = 0x60, 0x64, 1
 RTC_PORT, RTC_GSI = 0x70, 8
 DEBUG_EXIT_PORT = 0xF4

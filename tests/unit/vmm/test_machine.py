@@ -151,6 +151,37 @@ async def test_a_guest_sees_what_is_configured(
     assert (found.reason, found.code) == ("exit", seen)
 
 
+POWER_BUTTON = bytes.fromhex(
+    "31 c0 8e d8 8e d0 bc 00 70"  # xor ax, ax; mov ds, ax; mov ss, ax; mov sp, 0x7000
+    "e8 00 00 5b 83 c3 2a"  # call to the next; pop bx; add bx, handler - here
+    "89 1e 38 00 8c 0e 3a 00"  # mov [4 * 14], bx; mov [4 * 14 + 2], cs
+    "b0 11 e6 20 b0 08 e6 21 b0 04 e6 21 b0 01 e6 21"  # the PIC: vectors from 8
+    "b0 bf e6 21"  # all masked but 6
+    "ba f8 03 b0 72 ee"  # mov dx, 0x3f8; mov al, 'r'; out dx, al
+    "fb f4 eb fd"  # sti; hlt; jmp to it
+    "b0 42 e6 f4 f4 eb fd"  # handler: mov al, 0x42; out 0xf4, al; hlt
+)
+"""Ends the machine with 0x42 when its power button is pressed."""
+
+
+async def test_a_guest_hears_of_its_power_button(tmp_path: Path, machines: list[Machine]) -> None:
+    machine = flat(tmp_path, POWER_BUTTON, name="button")
+    machines.append(machine)
+    await machine.start()
+    await machine.console.expect("r", PATIENCE)
+
+    def press() -> None:
+        with ControlClient(directory.machines_directory() / "button" / directory.CONTROL) as client:
+            client.call("power-button")
+
+    await asyncio.to_thread(press)
+    found = await end_of(machine)
+    assert (found.reason, found.code) == ("exit", 0x42)
+    assert any(event.kind == "power-button" for event in machine.events)
+    with pytest.raises(MachineError, match="it has to run for that"):
+        await machine.press_power_button()
+
+
 async def test_a_reset_begins_anew(tmp_path: Path, machines: list[Machine]) -> None:
     """The first thing that the guest does is to say so, and the second to reset its machine."""
     machine = flat(tmp_path, out(0x3F8, ord("x")) + out(0xCF9, 6) + HALT)

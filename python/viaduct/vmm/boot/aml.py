@@ -130,6 +130,11 @@ def dword_field(source: Term, offset: int, what: str) -> Term:
     return b"\x8a" + source + integer(offset) + path(what)
 
 
+def notify(what: Term, value: int) -> Term:
+    """Tells the operating system of something that happened to a device (19.6.95)."""
+    return b"\x86" + what + integer(value)
+
+
 def return_(value: Term) -> Term:
     """The end of a method (20.2.5.3, DefReturn)."""
     return b"\xa4" + value

@@ -23,6 +23,7 @@ from viaduct.vmm.boot.aml import (
     method,
     name,
     not_,
+    notify,
     or_,
     package,
     path,
@@ -49,6 +50,7 @@ from viaduct.vmm.memory_map import (
     PCI_WINDOW_32,
     PCI_WINDOW_32_SIZE,
     PCI_WINDOW_64_SIZE,
+    POWER_BUTTON_GSI,
     PVPANIC_PORT,
     RTC_PORT,
     SERIAL_GSI,
@@ -65,6 +67,8 @@ PCI_OSC = "33db4d5b-1ff7-401c-9657-7441c03dd766"
 """PCI Firmware Specification 3.3, 4.5.1: the platform's _OSC interface for host bridges."""
 OSC_EXPRESS_CAPABILITY = 1 << 4
 OSC_UNKNOWN_UUID, OSC_UNKNOWN_REVISION, OSC_MASKED = 1 << 2, 1 << 3, 1 << 4
+POWER_BUTTON_PRESSED = 0x80
+"""What a power button notifies of (5.6.6)."""
 PRESENT = 0xF
 """_STA: present, enabled, shown and working (6.3.7)."""
 
@@ -87,6 +91,7 @@ def dsdt(platform: Platform, ram_size: int) -> bytes:
         devices.append(_device("KBD", eisa_id("PNP0303"), 0, name("_CRS", resource)))
     if platform.pvpanic:
         devices.append(_device("PEVT", string("QEMU0001"), 0, name("_CRS", resources(ports(PVPANIC_PORT, 1)))))
+    devices += _power_button()
     off = name("_S5", package(integer(SLEEP_TYPE_OFF), ZERO, ZERO, ZERO))
     return scope("\\_SB", *devices) + off
 
@@ -94,6 +99,15 @@ def dsdt(platform: Platform, ram_size: int) -> bytes:
 def _device(what: str, identifier: Term, number: int, *terms: Term) -> Term:
     head = (name("_HID", identifier), name("_UID", integer(number)), name("_STA", integer(PRESENT)))
     return device(what, *head, *terms)
+
+
+def _power_button() -> tuple[Term, Term]:
+    """A button that is only there to be notified about (4.8.2.2.1.2), and what turns an interrupt into that: the
+    generic event device (5.6.9), as there is no fixed hardware."""
+    pressed = method("_EVT", 1, notify(path("\\_SB.PWRB"), POWER_BUTTON_PRESSED))
+    button = _device("PWRB", eisa_id("PNP0C0C"), 0)
+    events = _device("GED", string("ACPI0013"), 0, name("_CRS", resources(edge_interrupt(POWER_BUTTON_GSI))), pressed)
+    return button, events
 
 
 def _virtio_mmio(slot: int) -> Term:

@@ -205,3 +205,13 @@ def test_slots_and_pins() -> None:
     with pytest.raises(ValueError, match="there are 0 to 7"):
         memory_map.virtio_mmio_slot(8)
     assert [memory_map.pci_intx_gsi(device) for device in range(5)] == [5, 9, 10, 11, 5]
+
+
+def test_a_power_button_notifies_by_its_interrupt() -> None:
+    """By the generic event device, as a hardware-reduced platform has no fixed button."""
+    dsdt = tables(Platform())[b"DSDT"]
+    events = dsdt[dsdt.index(b"GED_") :]
+    assert b"ACPI0013" in events
+    assert aml.edge_interrupt(memory_map.POWER_BUTTON_GSI) in events
+    assert b"_EVT\x09\x86\\\x2e_SB_PWRB\x0a\x80" in events, "Notify (\\_SB.PWRB, 0x80)"
+    assert b"PWRB\x08_HID" + aml.eisa_id("PNP0C0C") in dsdt
