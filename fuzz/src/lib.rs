@@ -12,11 +12,13 @@ pub mod e1000;
 pub mod forward;
 pub mod guest_driver;
 pub mod guest_memory;
+pub mod ioapic;
 pub mod mac_table;
 pub mod memory;
 pub mod offload;
 pub mod pc;
 pub mod platform;
+pub mod power;
 pub mod quiet_vm;
 pub mod replay;
 pub mod ring;
@@ -46,6 +48,8 @@ pub const TARGETS: &[(&str, Target)] = &[
     ("pci_config", transport::pci_config),
     ("serial", pc::serial),
     ("rtc", pc::rtc),
+    ("power", power::run),
+    ("ioapic", ioapic::run),
     ("e1000", e1000::run),
 ];
 
