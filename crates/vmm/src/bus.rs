@@ -13,7 +13,7 @@
 use std::fmt;
 use std::sync::Arc;
 
-use parking_lot::RwLock;
+use parking_lot::{Mutex, RwLock};
 
 use crate::engine::{Attachment, Posting, Space, Vm};
 
@@ -88,7 +88,7 @@ struct Slot {
     range: Range,
     device: Arc<dyn BusDevice>,
     /// Where the engine posts this device's writes.
-    _posted: Arc<[Box<dyn Attachment>]>,
+    posted: Arc<Mutex<Vec<Box<dyn Attachment>>>>,
 }
 
 /// One address space of devices.
@@ -126,8 +126,8 @@ impl Bus {
     }
 
     /// What the engine posts of `device` at `base`. If it cannot, each write is an exit.
-    fn post(&self, base: u64, device: &dyn BusDevice) -> Arc<[Box<dyn Attachment>]> {
-        let Some((vm, space)) = &self.posts else { return Arc::new([]) };
+    fn post(&self, base: u64, device: &dyn BusDevice) -> Vec<Box<dyn Attachment>> {
+        let Some((vm, space)) = &self.posts else { return Vec::new() };
         let at = |offsets: &Range| {
             let range = Range { base: base.checked_add(offsets.base)?, last: base.checked_add(offsets.last)? };
             vm.post_writes(Posting { space: *space, range }).ok()
@@ -152,9 +152,9 @@ impl Bus {
             let (other, other_range) = (other.device.name().to_owned(), other.range);
             return Err(BusError::Overlap { device: name(), range, other, other_range });
         }
-        let _posted = self.post(base, &*device);
+        let posted = Arc::new(Mutex::new(self.post(base, &*device)));
         let (below, above) = slots.split_at(at);
-        *slots = below.iter().cloned().chain([Slot { range, device, _posted }]).chain(above.iter().cloned()).collect();
+        *slots = below.iter().cloned().chain([Slot { range, device, posted }]).chain(above.iter().cloned()).collect();
         Ok(())
     }
 
@@ -165,6 +165,8 @@ impl Bus {
     pub fn remove(&self, base: u64) -> Result<(), BusError> {
         let mut slots = self.slots.write();
         let at = slots.binary_search_by_key(&base, |slot| slot.range.base).map_err(|_| BusError::Nobody(base))?;
+        // Now, and not when the last vCPU has done with the old list: somebody else may be at this address next.
+        slots[at].posted.lock().clear();
         let (below, above) = slots.split_at(at);
         *slots = below.iter().chain(&above[1..]).cloned().collect();
         Ok(())

@@ -14,7 +14,7 @@ Besides, a class may have any of these:
 | | |
 |---|---|
 | `pio = (0x700, 8)` or `mmio = (0xF000_0000, 0x1000)` | where it is, unless the machine's configuration says so |
-| `irq = 6` | its interrupt line, likewise |
+| `irq = 7` | its interrupt line, likewise |
 | `plugged(place)` | called before the guest runs: `place` has the guest's memory, and drives the line |
 | `save()`, `restore(data)` | for snapshots: plain data (dict, list, str, int, ...). Without them, there are none |
 | `close()` | the machine was switched off; after a reset there is a new object |

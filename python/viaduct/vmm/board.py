@@ -135,7 +135,7 @@ class Board:
             return []
         from viaduct.vmm.user_devices import make_devices
 
-        return make_devices(self.config)
+        return make_devices(self.config, self._stack)
 
     def _place_registers(self, own: UserDevices) -> None:
         """Those of the user's own devices that are registers."""
@@ -145,7 +145,6 @@ class Board:
                 from viaduct.vmm.user_devices import RegisterSlot
 
                 placed = RegisterSlot(name, part, device, self.config, self.vm, self.ram.memory, lines)
-                self._stack.callback(placed.close)
                 self.registers.append(placed)
                 self.devices.append(f"{name}: {placed.place}")
 
@@ -305,7 +304,8 @@ class Board:
             await asyncio.to_thread(self.ram.save, directory / snapshots.UNFINISHED_MEMORY)
             self._check_no_gdb(name)
             await asyncio.to_thread(snapshots.write, directory, snapshot)
-        except (OSError, ValueError, RuntimeError) as error:
+        except (OSError, ValueError, TypeError, RuntimeError) as error:
+            # TypeError: what a user's virtio device keeps is no plain data.
             raise MachineError(f"{directory}: {error}") from error
         finally:
             for slot, bases in stopped:

@@ -180,6 +180,9 @@ class Machine:
             except Exception as error:
                 self.finish("failed", 1, f"could not be switched on again: {error}")
                 raise error if isinstance(error, MachineError) else MachineError(str(error)) from error
+            except asyncio.CancelledError:
+                await board.close()  # What was left of it.
+                raise
             self._set("running", "reset", "the machine was switched off and on again")
 
     async def press_power_button(self) -> None:

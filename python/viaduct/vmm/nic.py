@@ -31,6 +31,19 @@ _PAIR = (256, 256)
 _MACHINE_IDS = (Path("/etc/machine-id"), Path("/var/lib/dbus/machine-id"))
 _SEVERAL_PAIRS = NetFeature.MQ | NetFeature.CTRL_VQ
 """Need a control queue, which back-ends leave to the machine (`viaduct.vmm.back_end.queue_pairs`)."""
+_BY_COMMANDS = (
+    NetFeature.CTRL_GUEST_OFFLOADS
+    | NetFeature.CTRL_RX
+    | NetFeature.CTRL_RX_EXTRA
+    | NetFeature.CTRL_VLAN
+    | NetFeature.CTRL_MAC_ADDR
+    | NetFeature.GUEST_ANNOUNCE
+    | NetFeature.NOTF_COAL
+    | NetFeature.HASH_REPORT
+    | NetFeature.RSS
+)
+"""Need commands that this control queue does not know; back-ends offer some of them for front-ends that do (DPDK's
+vhost library). A driver refuses a card that offers them without a control queue (virtio 1.2, 5.1.3.1)."""
 
 
 def mac_of(nic: NicConfig, machine: str, index: int) -> bytes:
@@ -91,7 +104,7 @@ async def _open_pairs(nic: NicConfig, mac: bytes, machine: str, stack: AsyncExit
         _PAIR * nic.queues,
         config=NetConfig(mac=mac).pack(),
         adds=NetFeature.MAC | NetFeature.STATUS,
-        hides=_SEVERAL_PAIRS if nic.queues == 1 else NetFeature.CTRL_VQ,
+        hides=_BY_COMMANDS | (_SEVERAL_PAIRS if nic.queues == 1 else NetFeature.CTRL_VQ),
     )
 
 

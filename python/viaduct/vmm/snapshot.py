@@ -22,6 +22,12 @@ DESCRIPTION, MEMORY = "machine.json", "memory"
 UNFINISHED_DESCRIPTION, UNFINISHED_MEMORY = "machine.json.new", "memory.new"
 
 
+class _Version(msgspec.Struct, frozen=True):
+    """What every description begins with, whatever else a version has."""
+
+    version: int
+
+
 class SlotState(msgspec.Struct, frozen=True):
     """A virtio device: what its driver wrote, where its queues stand, and what the device itself knows."""
 
@@ -124,15 +130,17 @@ def read(directory: Path, *, any_disks: bool = False) -> Snapshot:
     """
     path = directory / DESCRIPTION
     try:
-        snapshot = msgspec.json.decode(path.read_bytes(), type=Snapshot)
+        text = path.read_bytes()
+        version = msgspec.json.decode(text, type=_Version).version
+        if version != VERSION:
+            raise MachineError(f"{path} is of version {version}, and this is for {VERSION}")
+        snapshot = msgspec.json.decode(text, type=Snapshot)
     except FileNotFoundError:
         raise MachineError(f"{directory} is no snapshot: it has no {DESCRIPTION}; see: viaduct vm snapshot") from None
     except OSError as error:
         raise MachineError(f"{path}: {error.strerror}") from error
     except (msgspec.MsgspecError, ValueError, RecursionError) as error:
         raise MachineError(f"{path} is no description of a machine: {error}") from error
-    if snapshot.version != VERSION:
-        raise MachineError(f"{path} is of version {snapshot.version}, and this is for {VERSION}")
     if not any_disks:
         _check_disks(snapshot)
     return snapshot

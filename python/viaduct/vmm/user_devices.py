@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterator
+from contextlib import AsyncExitStack
 from typing import TYPE_CHECKING, Any
 
 import msgspec
@@ -37,14 +38,18 @@ _ENGINE_PORTS: tuple[Named, ...] = (
 )
 
 
-def make_devices(config: MachineConfig) -> UserDevices:
-    """Name, configuration and new object of each. Raises `MachineError`."""
+def make_devices(config: MachineConfig, stack: AsyncExitStack) -> UserDevices:
+    """Name, configuration and new object of each; `stack` closes them, those that never got a place as well.
+
+    Raises `MachineError`.
+    """
     devices: UserDevices = []
     for index, part in enumerate(config.devices):
         try:
             device = load_device(part.name, part.options)
         except DeviceClassError as error:
             raise MachineError(f"--device {part.name}: {error}") from error
+        stack.callback(_close, part.name, device)
         if isinstance(device, Device) and (part.pio or part.mmio or part.irq is not None):
             raise MachineError(
                 f"--device {part.name} is a virtio device: its driver finds it by itself, without pio, mmio and irq"
@@ -53,9 +58,18 @@ def make_devices(config: MachineConfig) -> UserDevices:
     return devices
 
 
+def _close(name: str, device: Device | RegisterDevice) -> None:
+    """The machine has ended, or was never one."""
+    try:
+        if (close := getattr(device, "close", None)) is not None:
+            close()
+    except (Exception, SystemExit):
+        log.exception("--device %s did not close", name)
+
+
 class RegisterSlot:
-    """The device of registers `name` in its place, from here on until `close`. `lines` has who drives each interrupt
-    line already, and then this one too. Raises `MachineError`."""
+    """The device of registers `name` in its place, from here on. `lines` has who drives each interrupt line already,
+    and then this one too. Raises `MachineError`."""
 
     def __init__(
         self,
@@ -100,21 +114,19 @@ class RegisterSlot:
             )
         data = self._call("save")
         try:
-            msgspec.json.encode(data)
+            kept = msgspec.json.decode(msgspec.json.encode(data))
         except (TypeError, ValueError, RecursionError) as error:
             raise MachineError(f"{self._who}: its save() returned what is no plain data: {error}") from error
+        if kept != data:
+            raise MachineError(
+                f"{self._who}: its save() returned what a snapshot gives back as something else (bytes, tuples, "
+                "keys that are no str): have it return dict with str keys, list, str, int, float, bool and None"
+            )
         return data
 
     def restore(self, data: Any) -> None:
         """Goes on with that. Raises `MachineError`."""
         self._call("restore", data)
-
-    def close(self) -> None:
-        """The machine has ended."""
-        try:
-            self._call("close")
-        except MachineError:
-            log.exception("%s did not close", self._who)
 
     def _call(self, method: str, *arguments: Any) -> Any:
         """A method that the device need not have."""
@@ -184,6 +196,7 @@ def _machine_lines(config: MachineConfig) -> dict[int, str]:
     """Who drives the interrupt lines that are not free."""
     lines = {0: "the interval timer", 2: "the interrupt controller", 13: "the processor"}
     lines |= {at.I8042_GSI: "the keyboard controller", at.SERIAL_GSI: "the serial port", at.RTC_GSI: "the clock"}
+    lines[at.POWER_BUTTON_GSI] = "the power button"
     if config.transport == "pci":
         return lines | dict.fromkeys(at.PCI_INTX_GSIS, "the PCI bus")
     return lines | {at.VIRTIO_MMIO_GSI + slot: "virtio-mmio" for slot in range(at.VIRTIO_MMIO_SLOTS)}

@@ -26,7 +26,7 @@ async def back_ends(
     stack: AsyncExitStack,
     own: Sequence[tuple[str, Device]] = (),
 ) -> AsyncIterator[tuple[str, BackEnd]]:
-    """Name and back-end of each device, not opened yet; `own` are the user's, `stack` ends what is made for them.
+    """Name and back-end of each device, not opened yet; `own` are the user's, `stack` ends what is made for the others.
 
     Raises:
         MachineError: what the configuration names cannot be had.
@@ -57,16 +57,20 @@ async def back_ends(
     for index, share in enumerate(config.shares):
         yield f"share{index}", await _share(share, stack)
     for name, device in own:
-        yield name, _in_process(device, stack)
+        yield name, _back_end(device)
 
 
 def _in_process(device: Device, stack: AsyncExitStack) -> BackEnd:
-    who = type(device).__name__
+    stack.callback(device.close)
+    return InProcessBackEnd(device)
+
+
+def _back_end(device: Device) -> BackEnd:
+    """Of a device of the user's own, which may say of itself what cannot be."""
     try:
-        stack.callback(device.close)
         return InProcessBackEnd(device)
-    except (AttributeError, TypeError) as error:  # It is the user's own, and says of itself what cannot be.
-        raise MachineError(f"{who} cannot be a device: {error} (docs/devices.md)") from error
+    except (AttributeError, TypeError) as error:
+        raise MachineError(f"{type(device).__name__} cannot be a device: {error} (docs/devices.md)") from error
 
 
 def _disks(config: MachineConfig) -> list[tuple[str, Device]]:

@@ -447,7 +447,10 @@ async def test_snapshots_that_cannot_be_restored(tmp_path: Path, machines: list[
     with pytest.raises(MachineError, match="was written to since the snapshot"):
         Machine.restored(kept)
     description = (kept / "machine.json").read_bytes()
-    for damaged in (b"", description[:100], description.replace(b'"version":2', b'"version":1'), b"[]"):
+    (kept / "machine.json").write_bytes(b'{"version":1,"name":"what was in it then"}')
+    with pytest.raises(MachineError, match="is of version 1, and this is for 2"):
+        Machine.restored(kept, any_disks=True)
+    for damaged in (b"", description[:100], b'{"version":2}', b"[]"):
         (kept / "machine.json").write_bytes(damaged)
         with pytest.raises(MachineError):
             Machine.restored(kept, any_disks=True)

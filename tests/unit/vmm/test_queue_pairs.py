@@ -6,6 +6,7 @@ import asyncio
 import struct
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from contextlib import AsyncExitStack
 from pathlib import Path
 
 import msgspec
@@ -20,7 +21,9 @@ from viaduct.vmm.back_end import BackEnd
 from viaduct.vmm.back_end.in_process import InProcessBackEnd
 from viaduct.vmm.back_end.queue_pairs import QueuePairsBackEnd
 from viaduct.vmm.back_end.vhost_user import VhostUserBackEnd
+from viaduct.vmm.config import NicConfig
 from viaduct.vmm.errors import MachineError
+from viaduct.vmm.nic import open_virtio
 from viaduct.vmm.ram import Ram
 
 from .flat import PATIENCE
@@ -195,6 +198,25 @@ async def test_a_back_end_with_fewer_pairs_is_refused(ram: Ram, tmp_path: Path) 
         with pytest.raises(MachineError, match="1 queue pairs, 3 were asked for"):
             await whole.open(ram)
         await whole.close()
+
+
+@pytest.mark.parametrize("queues", [1, PAIRS])
+async def test_what_needs_other_commands_is_not_offered(ram: Ram, tmp_path: Path, queues: int) -> None:
+    """As DPDK's vhost library offers it: a driver refuses the card, or finds that its commands fail."""
+
+    class Offering(Card):
+        features = int(
+            FEATURES | NetFeature.CTRL_RX | NetFeature.CTRL_VLAN | NetFeature.GUEST_ANNOUNCE | NetFeature.MRG_RXBUF
+        )
+
+    async with Backend(Offering(), str(tmp_path / "offering.sock")) as server, AsyncExitStack() as stack:
+        nic = NicConfig(to=f"vhost-user:{server.path}", queues=queues)
+        card = await open_virtio(nic, b"mymac!", "vm1", stack)
+        await card.open(ram)
+        own = NetFeature.MAC | NetFeature.STATUS | NetFeature.MRG_RXBUF
+        wanted = own if queues == 1 else own | NetFeature.MQ | NetFeature.CTRL_VQ
+        assert card.features & 0xFFFFFF == int(wanted)
+        await card.close()
 
 
 def _at(vring: Vring, base: int) -> Vring:

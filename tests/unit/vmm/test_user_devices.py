@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import logging
+import string
 from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
@@ -19,23 +21,26 @@ PATIENCE = 60
 DICE = Path(__file__).parents[3] / "examples" / "dice.py"
 OWN = """
 class Letters:
-    \"\"\"Counts letters: each read gives the next one after what was written last.\"\"\"
+    \"\"\"Counts letters, round and round: each read gives the next one after what was written last, and a small
+    one after it was restored.\"\"\"
     pio = (0x700, 4)
     def __init__(self, first="A"):
         self.last = ord(first) - 1
+        self.case = 0
     def read(self, offset, size):
-        self.last += 1
-        return self.last
+        self.last = ord("A") + (self.last + 1 - ord("A")) % 26
+        return self.last | self.case
     def write(self, offset, data):
         self.last = data[0]
     def save(self):
         return {"last": self.last}
     def restore(self, data):
         self.last = data["last"]
+        self.case = 0x20
 
 class Memory:
     mmio = (0xF0000000, 0x1000)
-    irq = 6
+    irq = 7
     def plugged(self, place):
         self.place = place
         place.set_irq(True)
@@ -75,6 +80,10 @@ class Forgetful(Nowhere):
 class Unspeakable(Letters):
     def save(self):
         return {"me": self}
+
+class Pixels(Letters):
+    def save(self):
+        return {"pixels": b"black"}
 
 class Leaves(Letters):
     def __init__(self):
@@ -153,7 +162,7 @@ async def test_registers_at_addresses_with_memory_and_a_line(machines: list[Mach
     machine = machine_of(machines, again(code), "own_registers.py:Memory")
     await machine.start()
     await machine.console.expect("!!!", PATIENCE)
-    assert "memory0: addresses 0xf0000000 to 0xf0000fff, interrupt 6" in machine.status().devices
+    assert "memory0: addresses 0xf0000000 to 0xf0000fff, interrupt 7" in machine.status().devices
 
 
 async def test_the_example(machines: list[Machine]) -> None:
@@ -190,12 +199,20 @@ async def test_what_a_device_remembers_is_in_a_snapshot(machines: list[Machine])
     restored = Machine.restored("kept")
     machines.append(restored)
     await restored.start()
-    seen = await restored.console.expect("X", PATIENCE)
-    assert "B" not in seen
+    description = await asyncio.to_thread(Path("kept", "machine.json").read_text)
+    last = json.loads(description)["registers"]["letters0"]["last"]
+    following = string.ascii_lowercase[(last + 1 - ord("A")) % 26]
+    seen = await restored.console.expect(following, PATIENCE)
+    assert [letter for letter in seen if letter.islower()] == [following], "after what it remembers"
 
 
 @pytest.mark.parametrize(
-    ("name", "said"), [("Forgetful", "no save() and restore(data)"), ("Unspeakable", "no plain data")]
+    ("name", "said"),
+    [
+        ("Forgetful", "no save() and restore(data)"),
+        ("Unspeakable", "no plain data"),
+        ("Pixels", "gives back as something else"),
+    ],
 )
 async def test_what_cannot_be_remembered(machines: list[Machine], name: str, said: str) -> None:
     """The machine goes on, and nothing is left of the snapshot."""
@@ -228,8 +245,9 @@ async def test_what_cannot_be_remembered(machines: list[Machine], name: str, sai
         ("Nowhere,mmio=0xfee00000+0x1000", "the interrupt controller is at"),
         ("Nowhere,mmio=0xe0000000+0x1000", "0xe0000000-0xefffffff"),
         ("Nowhere,mmio=0xffffffffffffffff+2", "not inside the bus"),
-        ("Letters,irq=4", "irq=4 is that of the serial port (free: 3, 6, 7, 12"),
+        ("Letters,irq=4", "irq=4 is that of the serial port (free: 3, 7, 12"),
         ("Letters,irq=5", "that of the PCI bus"),
+        ("Letters,irq=6", "that of the power button"),
         ("Letters,irq=24", "there is none: 0 to 23"),
         ("Letters,last=Z", "could not be made: TypeError"),
         ("BadPlug", "its plugged failed: LookupError: no plug"),
@@ -249,7 +267,7 @@ async def test_what_cannot_be_placed(machines: list[Machine], device: str, said:
 async def test_two_devices_want_the_same(machines: list[Machine]) -> None:
     for first, second, said in (
         ("pio=0x700+4", "pio=0x703+1", "overlaps nowhere0 at 0x700-0x703"),
-        ("pio=0x700+4,irq=6", "pio=0x800+4,irq=6", "irq=6 is that of nowhere0"),
+        ("pio=0x700+4,irq=7", "pio=0x800+4,irq=7", "irq=7 is that of nowhere0"),
     ):
         machine = machine_of(
             machines, b"\xf4", f"own_registers.py:Nowhere,{first}", f"own_registers.py:Nowhere,{second}"
@@ -294,3 +312,11 @@ def test_short_forms(tmp_path: Path) -> None:
         with pytest.raises(ConfigError) as error:
             build_machine({"kernel": "k", "devices": [wrong]})
         assert said in str(error.value)
+
+
+async def test_a_device_is_closed_that_never_got_a_place(machines: list[Machine]) -> None:
+    """Because another one was refused."""
+    machine = machine_of(machines, b"\xf4", "own_registers.py:Closes", "own_registers.py:Nowhere")
+    with pytest.raises(MachineError, match="is nowhere yet"):
+        await machine.start()
+    assert await asyncio.to_thread(Path("closed").read_text) == "x"

@@ -232,21 +232,28 @@ impl Vm {
     #[pyo3(signature = (port, *, wait = false))]
     fn serve_gdb(&self, py: Python<'_>, port: u16, wait: bool) -> PyResult<u16> {
         py.detach(|| {
-            let mut gdb = self.gdb.lock();
-            if let Some(server) = &*gdb {
-                return Err(EngineError::Invalid(format!("gdb is served already, on {}", server.address())));
+            let already =
+                |server: &GdbServer| EngineError::Invalid(format!("gdb is served already, on {}", server.address()));
+            if let Some(server) = &*self.gdb.lock() {
+                return Err(already(server));
             }
+            // Without the lock: the owner may be told that the machine is paused, and look who has done that.
             let make = if wait { GdbServer::awaited } else { GdbServer::new };
-            let server = gdb.insert(make(self.machine.clone(), port)?);
-            Ok(server.address().port())
+            let server = make(self.machine.clone(), port)?;
+            let mut gdb = self.gdb.lock();
+            if let Some(other) = &*gdb {
+                return Err(already(other));
+            }
+            Ok(gdb.insert(server).address().port())
         })
         .map_err(to_python)
     }
 
     #[getter]
-    fn gdb(&self) -> Option<&'static str> {
+    fn gdb(&self, py: Python<'_>) -> Option<&'static str> {
         let machine = &self.machine;
-        match (self.gdb.lock().is_some(), machine.is_debugged(), machine.is_paused_for_debugger()) {
+        let served = py.detach(|| self.gdb.lock().is_some());
+        match (served, machine.is_debugged(), machine.is_paused_for_debugger()) {
             (false, ..) => None,
             (true, false, true) => Some("awaited"),
             (true, false, false) => Some("absent"),
@@ -312,7 +319,7 @@ impl Vm {
 
     fn close(&self, py: Python<'_>) {
         self.stop(py);
-        py.detach(|| self.gdb.lock().take());
+        py.detach(|| self.end_gdb());
         let function = self.events.function.lock().take();
         drop(function);
         for bus in [self.machine.ports(), self.machine.addresses()] {
@@ -336,6 +343,14 @@ impl Vm {
     }
 }
 
+impl Vm {
+    /// Waits for the thread that serves gdb, which may want the interpreter lock, and this one's lock.
+    fn end_gdb(&self) {
+        let server = self.gdb.lock().take();
+        drop(server);
+    }
+}
+
 impl Drop for Vm {
     fn drop(&mut self) {
         // A vCPU may be in a Python device: it needs the interpreter lock to come back.
@@ -343,7 +358,7 @@ impl Drop for Vm {
             py.detach(|| {
                 self.machine.stop();
                 // It holds the machine.
-                self.gdb.lock().take();
+                self.end_gdb();
             });
         });
     }

@@ -59,17 +59,7 @@ impl GdbServer {
     /// # Errors
     /// [`EngineError::System`] if the port is taken.
     pub fn new(machine: Arc<Machine>, port: u16) -> Result<GdbServer, EngineError> {
-        let system = |error| EngineError::system(format!("listening for gdb on port {port} of 127.0.0.1"), error);
-        let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, port)).map_err(system)?;
-        let address = listener.local_addr().map_err(system)?;
-        let quit = EventFd::new(EFD_NONBLOCK | EFD_CLOEXEC).map_err(system)?;
-        let shared = Arc::new(Shared { quit, connection: Mutex::default() });
-        let for_thread = shared.clone();
-        let thread = std::thread::Builder::new()
-            .name("gdb".into())
-            .spawn(move || serve(&machine, &listener, &for_thread))
-            .map_err(system)?;
-        Ok(GdbServer { address, shared, thread: Some(thread) })
+        GdbServer::listen(machine, port, false)
     }
 
     /// The same, and the guest stands still until a gdb has come that lets it go on.
@@ -77,9 +67,25 @@ impl GdbServer {
     /// # Errors
     /// As [`new`](GdbServer::new).
     pub fn awaited(machine: Arc<Machine>, port: u16) -> Result<GdbServer, EngineError> {
-        let server = GdbServer::new(machine.clone(), port)?;
-        machine.leave_to_debugger();
-        Ok(server)
+        GdbServer::listen(machine, port, true)
+    }
+
+    fn listen(machine: Arc<Machine>, port: u16, awaited: bool) -> Result<GdbServer, EngineError> {
+        let system = |error| EngineError::system(format!("listening for gdb on port {port} of 127.0.0.1"), error);
+        let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, port)).map_err(system)?;
+        let address = listener.local_addr().map_err(system)?;
+        let quit = EventFd::new(EFD_NONBLOCK | EFD_CLOEXEC).map_err(system)?;
+        let shared = Arc::new(Shared { quit, connection: Mutex::default() });
+        if awaited {
+            // Before anybody can attach.
+            machine.leave_to_debugger();
+        }
+        let for_thread = shared.clone();
+        let thread = std::thread::Builder::new()
+            .name("gdb".into())
+            .spawn(move || serve(&machine, &listener, &for_thread))
+            .map_err(system)?;
+        Ok(GdbServer { address, shared, thread: Some(thread) })
     }
 
     /// Where it listens.
@@ -96,7 +102,9 @@ impl Drop for GdbServer {
             // Closed by gdb already, perhaps.
             let _ = connection.shutdown(std::net::Shutdown::Both);
         }
-        if let Some(thread) = self.thread.take() {
+        if let Some(thread) = self.thread.take()
+            && thread.thread().id() != std::thread::current().id()
+        {
             // A thread that panicked has said so.
             let _ = thread.join();
         }
@@ -161,7 +169,8 @@ impl BlockingEventLoop for EventLoop {
     ) -> Result<StubEvent<Self::StopReason>, WaitForStopReasonError<EngineError, io::Error>> {
         loop {
             if let Some((vcpu, event)) = target.debugger().take_stop() {
-                target.wait_paused();
+                // What the owner was told of is also his to resume.
+                target.pause();
                 target.clean();
                 return Ok(StubEvent::TargetStopped(target.reason(vcpu, &event)));
             }

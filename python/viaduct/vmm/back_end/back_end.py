@@ -43,7 +43,7 @@ class BackEnd(ABC):
         the same."""
 
     async def disable(self, queues: frozenset[int]) -> None:
-        """From now on these queues are not served, all others are. Raises `MachineError`: as before."""
+        """From now on these queues are not served, all others are. Raises `MachineError`: some are as before."""
         self.disabled = queues
 
     @abstractmethod

@@ -138,7 +138,8 @@ class _Control(QueueDevice):
         self._card = card
 
     async def handle(self, queue: int, chain: Chain) -> None:
-        command = chain.read()
-        known = len(command) == _PAIRS_SET_SIZE and command.startswith(MQ_PAIRS_SET)
+        # The driver may say that it is of any length.
+        command = chain.read(0, _PAIRS_SET_SIZE) if chain.readable_len == _PAIRS_SET_SIZE else b""
+        known = command.startswith(MQ_PAIRS_SET)
         done = known and await self._card.use(int.from_bytes(command[len(MQ_PAIRS_SET) :], "little"))
         chain.write(OK if done else ERR)

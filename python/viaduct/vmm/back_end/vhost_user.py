@@ -100,6 +100,9 @@ class VhostUserBackEnd(BackEnd):
         except VhostUserError as error:
             await connection.end()
             raise MachineError(str(error)) from error
+        except BaseException:
+            await connection.end()
+            raise
         self.features = connection.offered & ~self._hides | self._adds
         self._watch = asyncio.create_task(self._keep_up(), name=f"vhost-user back-end {self.path}")
 

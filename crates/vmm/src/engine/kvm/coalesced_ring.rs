@@ -66,7 +66,9 @@ impl CoalescedRing {
 
     /// Delivers all that is there, and returns when nothing is left of what was there before the call.
     pub(super) fn take(&self, deliver: &mut dyn FnMut(&PostedWrite)) {
-        if self.first().load(Ordering::Acquire) == self.last() {
+        // In this order: `first` passes no entry that has not been delivered, so that the two prove that there is none.
+        let last = self.last();
+        if self.first().load(Ordering::Acquire) == last {
             return;
         }
         let _turn = self.turn.lock();

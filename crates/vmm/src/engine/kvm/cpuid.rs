@@ -75,7 +75,7 @@ pub(super) fn leaves(kvm: &Kvm, index: usize, count: usize, tsc_khz: u32) -> Res
 }
 
 /// The frequency of the time-stamp counter over that of the APIC's timer, as numerator and denominator: the closest one that
-/// guests can compute with, by continued fractions. It is less than one in a million off. Zeros: it is not known.
+/// guests can compute with, by continued fractions. Zeros: it is not known, or none is less than one in a million off, and a guest measures better.
 fn tsc_ratio(tsc_khz: u32) -> (u32, u32) {
     let (mut rest, mut divisor) = (u64::from(tsc_khz), u64::from(APIC_HZ / 1000));
     let (mut last, mut ratio) = ((0, 1), (1, 0));
@@ -88,7 +88,10 @@ fn tsc_ratio(tsc_khz: u32) -> (u32, u32) {
         (last, ratio) = (ratio, next);
         (rest, divisor) = (divisor, rest % divisor);
     }
-    if ratio.0 == 0 || ratio.1 == 0 { (0, 0) } else { (ratio.0 as u32, ratio.1 as u32) }
+    let (numerator, denominator) = ratio;
+    let (is, shall) = (numerator * u64::from(APIC_HZ / 1000), u64::from(tsc_khz) * denominator);
+    let close = numerator != 0 && denominator != 0 && is.abs_diff(shall) <= shall / 1_000_000;
+    if close { (numerator as u32, denominator as u32) } else { (0, 0) }
 }
 
 /// One core of a package.
@@ -173,5 +176,6 @@ mod tests {
         assert_eq!(tsc_ratio(2_000_000), (2, 1));
         assert_eq!(tsc_ratio(2_500_000), (5, 2));
         assert_eq!(tsc_ratio(0), (0, 0), "not known");
+        assert_eq!(tsc_ratio(2_000_200), (0, 0), "2/1 is the closest, and a hundred in a million off");
     }
 }

@@ -14,8 +14,9 @@
 //! `kvm_dirty_ring_check_request`). Where KVM does not enter the guest but emulates its instructions, many of them pass
 //! between two looks, and a guest that writes more than 64 new pages in that time makes KVM write over entries that nobody
 //! has taken: the first entry found is of a later page than the last one. So a ring without a free entry counts as one that
-//! may have lost some, and all of memory as written. KVM then waits for entries that it has overwritten itself, and
-//! never lets the vCPU run again; [`super::vcpu`] ends that.
+//! may have lost some, and all of memory as written, now and from then on: KVM goes on writing where it is, and not where it is
+//! looked for. If that is far enough, it waits for entries that it has overwritten itself, and never
+//! lets the vCPU run again; [`super::vcpu`] ends that.
 
 use std::io;
 use std::os::fd::AsRawFd;

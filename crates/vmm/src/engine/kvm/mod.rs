@@ -23,6 +23,7 @@ mod vcpu_state;
 mod vm;
 mod vm_state;
 
+use std::sync::atomic::AtomicBool;
 use std::sync::{Arc, OnceLock};
 
 use kvm_bindings::{KVM_API_VERSION, KVM_CAP_DIRTY_LOG_RING, KVM_PIT_SPEAKER_DUMMY, kvm_enable_cap, kvm_pit_config};
@@ -135,6 +136,7 @@ pub fn create(memory: &GuestMemory, options: Options) -> Result<Parts, EngineErr
         posted: OnceLock::new(),
         dirty_ring,
         rings: Mutex::default(),
+        ring_overflowed: AtomicBool::new(false),
     });
     if interrupts == Interrupts::Split {
         let wires = Arc::new(KvmWires(Arc::downgrade(&vm)));

@@ -63,6 +63,10 @@ impl Slots {
             self.slots.iter().partition(|slot| wanted.contains(&(slot.guest, slot.size, slot.host)));
         for slot in &go {
             apply(fd, &Slot { size: 0, ..*slot }, 0)?;
+            if let Some(dirty) = &mut self.dirty {
+                // Its number may be another region's soon.
+                dirty.remove(&slot.number);
+            }
         }
         self.slots = stay;
         let flags = self.flags();

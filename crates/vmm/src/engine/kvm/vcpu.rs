@@ -104,6 +104,9 @@ impl Vcpu for KvmVcpu {
             Err(error) if [libc::EINTR, libc::EAGAIN].contains(&error.errno()) => return Ok(Exit::Interrupted),
             Err(error) => return Err(EngineError::system(format!("KVM_RUN of vCPU {index}"), error)),
         };
+        if !matches!(exit, VcpuExit::Unsupported(KVM_EXIT_DIRTY_RING_FULL)) {
+            self.full_of_nothing = 0;
+        }
         Ok(match exit {
             VcpuExit::IoIn(port, data) => Exit::PortRead { port, width: self.page.port_width(), data },
             VcpuExit::IoOut(port, data) => Exit::PortWrite { port, width: self.page.port_width(), data },
@@ -115,7 +118,6 @@ impl Vcpu for KvmVcpu {
                 if self.full_of_nothing < FULL_OF_NOTHING_MAX {
                     return Ok(Exit::Interrupted);
                 }
-                self.full_of_nothing = 0;
                 Exit::Failed(format!(
                     "KVM says that the dirty ring of vCPU {index} is full, and there is nothing in it: it has written more \
                      entries than the ring has, as KVMs do that emulate (docs/engine.md); log by bitmaps there"

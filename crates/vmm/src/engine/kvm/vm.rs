@@ -1,5 +1,6 @@
 //! A virtual machine of KVM, as its devices see it.
 
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, OnceLock, Weak};
 
 use kvm_bindings::{KVMIO, kvm_msi};
@@ -42,6 +43,8 @@ pub(super) struct KvmVm {
     /// Entries of each vCPU's dirty ring, and the rings.
     pub(super) dirty_ring: Option<u32>,
     pub(super) rings: Mutex<Vec<DirtyRing>>,
+    /// Since one of them has, KVM's place in it is not ours, and entries are where nobody looks.
+    pub(super) ring_overflowed: AtomicBool,
 }
 
 ioctl_io_nr!(KVM_RESET_DIRTY_RINGS, KVMIO, 0xC7);
@@ -78,8 +81,11 @@ impl KvmVm {
             let taken = ring.take(|slot, page| slots.note_dirty(slot, page));
             entries += taken.entries;
             if !taken.all {
-                slots.note_all_dirty();
+                self.ring_overflowed.store(true, Ordering::Relaxed);
             }
+        }
+        if self.ring_overflowed.load(Ordering::Relaxed) {
+            slots.note_all_dirty();
         }
         // SAFETY: the machine's own descriptor, and no argument.
         if unsafe { ioctl(&self.fd, KVM_RESET_DIRTY_RINGS()) } < 0 {

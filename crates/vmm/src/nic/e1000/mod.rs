@@ -55,12 +55,12 @@ const IO_BAR: usize = 1;
 const IO_ADDRESS: u64 = 0;
 const IO_DATA: u64 = 4;
 
-/// Registers whose writes wake nobody, which a driver reads back, or any other register, when it wants them to have
-/// arrived (PCI 3.0, 3.2.5): throttling, the multicast table, and the filter of VLANs.
+/// Registers that only remember: pause frames, of which this card knows nothing, and the gaps between frames on a wire that
+/// there is not.
 const POSTED: &[Range] = &[
-    Range { base: register::ITR as u64, last: register::ITR as u64 + 3 },
-    Range { base: register::MTA as u64, last: register::MTA as u64 + 0x1FF },
-    Range { base: register::VFTA as u64, last: register::VFTA as u64 + 0x1FF },
+    Range { base: register::FCAL as u64, last: register::FCT as u64 + 3 },
+    Range { base: register::FCTTV as u64, last: register::FCTTV as u64 + 3 },
+    Range { base: register::TIPG as u64, last: register::TIPG as u64 + 3 },
 ];
 
 /// What a snapshot keeps of it.
