@@ -345,6 +345,20 @@ fn another_configuration_interrupts_once() {
     assert!(guest.device.config_changed(&[0; 5000]).is_err());
 }
 
+/// An acknowledgement is posted: another change may come before it arrives.
+#[test]
+fn an_acknowledgement_is_about_what_the_driver_has_seen() {
+    let guest = Guest::new();
+    guest.start();
+    guest.device.config_changed(&[5, 6, 7]).unwrap();
+    assert_eq!(guest.read(register::INTERRUPT_STATUS), 3);
+    guest.device.config_changed(&[8, 9]).unwrap();
+    guest.write(register::INTERRUPT_ACK, 3);
+    assert_eq!(guest.read(register::INTERRUPT_STATUS), 3, "of the second change it knows nothing yet");
+    guest.write(register::INTERRUPT_ACK, 3);
+    assert_eq!(guest.read(register::INTERRUPT_STATUS), 1);
+}
+
 #[test]
 fn a_device_may_ask_for_a_reset() {
     let guest = Guest::new();

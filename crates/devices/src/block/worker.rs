@@ -3,7 +3,8 @@
 //! # Theory of operation
 //!
 //! It goes round: take requests from the ring as long as there are slots for them, begin what they ask for, give back those
-//! that have ended, all with one look at each side. When a round found nothing it looks again for a moment, because a driver
+//! that have ended, all with one look at each side. While the driver goes on asking it is not interrupted: it is told of what
+//! has ended when a round found no request, or [`BATCH`] rounds later. When a round found nothing it looks again for a moment, because a driver
 //! that has just been answered often asks at once; then it asks the driver for notifications and sleeps until the driver,
 //! the disk or the owner wants something.
 //!
@@ -148,6 +149,8 @@ struct Serving {
     free: Vec<u32>,
     /// Pieces of requests in flight.
     pieces: usize,
+    /// Rounds for whose answers the driver has still to be interrupted.
+    owed: usize,
     batch: Batch,
     done: Vec<(u32, io::Result<()>)>,
     enabled: bool,
@@ -192,6 +195,7 @@ impl Serving {
             slots: Vec::new(),
             free: Vec::new(),
             pieces: 0,
+            owed: 0,
             batch: Batch::with_capacity(BATCH),
             done: Vec::new(),
             enabled: false,
@@ -242,10 +246,14 @@ impl Serving {
         }
         self.done = done;
         if taken || finished {
-            if self.queue.publish() {
-                self.call.as_ref().map(Call::signal);
+            if self.queue.publish() || self.owed > 0 {
+                self.owed += 1;
             }
             self.look_for_fault();
+        }
+        if self.owed > 0 && (!taken || self.owed >= BATCH) {
+            self.call.as_ref().map(Call::signal);
+            self.owed = 0;
         }
         taken || finished
     }

@@ -10,16 +10,20 @@
 //! As a device signals its used buffers past this file, nobody knows here whether bit 0 of InterruptStatus would be set.
 //! It reads as set whenever queues run: a driver that finds nothing in its rings has lost a moment, one that is not told to
 //! look has lost an interrupt.
+//!
+//! So all that an acknowledgement can change is bit 1. It is posted, like the writes of registers that only remember, and
+//! costs the guest no exit at each interrupt: it is about the changes that the driver has seen in InterruptStatus, however
+//! many there were before it arrives, and reading that register makes it arrive.
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU8, Ordering};
+use std::sync::atomic::{AtomicU32, Ordering};
 
 use parking_lot::Mutex;
 use serde::{Deserialize, Serialize};
 use vmm_sys_util::eventfd::{EFD_CLOEXEC, EFD_NONBLOCK, EventFd};
 
 use super::{FrontEnd, FrontEndState, Interface, Parameters, QueueSetup, StatusChange, VirtioBackend, interrupt};
-use crate::bus::BusDevice;
+use crate::bus::{BusDevice, Range};
 use crate::engine::{Attachment, Doorbell, EngineError, Vm};
 
 /// Bytes of addresses that a device takes.
@@ -68,6 +72,39 @@ pub struct MmioState {
     interrupt_status: u8,
 }
 
+/// Changes of the configuration: bit 1 of InterruptStatus is set until the driver has acknowledged all of them.
+#[derive(Debug, Default)]
+struct Changes {
+    made: AtomicU32,
+    /// Of these, as the driver last looked.
+    seen: AtomicU32,
+    acknowledged: AtomicU32,
+}
+
+impl Changes {
+    fn bit(&self) -> u8 {
+        let all = self.made.load(Ordering::Acquire) == self.acknowledged.load(Ordering::Acquire);
+        if all { 0 } else { interrupt::CONFIG }
+    }
+
+    /// The driver looks.
+    fn show(&self) -> u8 {
+        self.seen.store(self.made.load(Ordering::Acquire), Ordering::Release);
+        self.bit()
+    }
+
+    /// The driver has looked, some time ago.
+    fn acknowledge(&self) {
+        self.acknowledged.store(self.seen.load(Ordering::Acquire), Ordering::Release);
+    }
+
+    /// There are none.
+    fn forget(&self) {
+        self.show();
+        self.acknowledge();
+    }
+}
+
 /// A queue's connections with the virtual machine: made when it first runs, and kept.
 struct Connected {
     _doorbell: Option<Box<dyn Attachment>>,
@@ -80,8 +117,7 @@ pub struct VirtioMmio {
     vm: Arc<dyn Vm>,
     address: u64,
     gsi: u32,
-    /// Bit 1 of InterruptStatus.
-    config_changed: AtomicU8,
+    changes: Changes,
     config_event: EventFd,
     _config_line: Box<dyn Attachment>,
     connected: Mutex<Vec<Option<Connected>>>,
@@ -112,7 +148,7 @@ impl VirtioMmio {
             vm,
             address,
             gsi,
-            config_changed: AtomicU8::new(0),
+            changes: Changes::default(),
             config_event,
             _config_line: line,
             connected,
@@ -144,7 +180,7 @@ impl VirtioMmio {
     /// Back to the state after power-on.
     pub fn power_on(&self) {
         self.front_end.power_on();
-        self.config_changed.store(0, Ordering::Release);
+        self.changes.forget();
     }
 
     /// Everything that the driver wrote. The vCPUs are paused.
@@ -152,7 +188,7 @@ impl VirtioMmio {
     /// # Errors
     /// [`FrontEnd::save`].
     pub fn save(&self) -> Result<MmioState, String> {
-        let interrupt_status = self.config_changed.load(Ordering::Acquire);
+        let interrupt_status = self.changes.bit();
         Ok(MmioState { front_end: self.front_end.save()?, interrupt_status })
     }
 
@@ -162,14 +198,17 @@ impl VirtioMmio {
     /// [`FrontEnd::restore`].
     pub fn restore(&self, state: &MmioState) -> Result<(), String> {
         self.front_end.restore(&state.front_end, |queues| self.connect(queues))?;
-        self.config_changed.store(state.interrupt_status & interrupt::CONFIG, Ordering::Release);
+        self.changes.forget();
+        if state.interrupt_status & interrupt::CONFIG != 0 {
+            self.changes.made.fetch_add(1, Ordering::AcqRel);
+        }
         Ok(())
     }
 
     /// Without DRIVER_OK nobody is told (virtio 1.2, 2.1.2); whoever comes later reads the configuration anyway.
     fn raise_config(&self) {
         if self.front_end.running() {
-            self.config_changed.fetch_or(interrupt::CONFIG, Ordering::AcqRel);
+            self.changes.made.fetch_add(1, Ordering::AcqRel);
             let _ = self.config_event.write(1);
         }
     }
@@ -210,7 +249,7 @@ impl VirtioMmio {
             register::QUEUE_READY => device.queue().map_or(0, |(queue, _)| u32::from(queue.enabled)),
             register::INTERRUPT_STATUS => {
                 let queue = if device.running() { interrupt::QUEUE } else { 0 };
-                u32::from(queue | self.config_changed.load(Ordering::Acquire))
+                u32::from(queue | self.changes.show())
             }
             register::STATUS => u32::from(device.status()),
             // There is no shared memory: its length and its base are -1 (4.2.2).
@@ -232,9 +271,7 @@ impl VirtioMmio {
             register::QUEUE_SIZE => device.change_queue(|queue| queue.size = value),
             register::QUEUE_READY => device.enable_queue(value & 1 != 0),
             register::QUEUE_NOTIFY => device.notify(value),
-            register::INTERRUPT_ACK => {
-                self.config_changed.fetch_and(!(value as u8), Ordering::AcqRel);
-            }
+            register::INTERRUPT_ACK if value & u32::from(interrupt::CONFIG) != 0 => self.changes.acknowledge(),
             register::STATUS => self.write_status(value as u8),
             register::QUEUE_DESC_LOW => device.change_queue(|queue| queue.descriptor = low(queue.descriptor)),
             register::QUEUE_DESC_HIGH => device.change_queue(|queue| queue.descriptor = high(queue.descriptor)),
@@ -248,7 +285,7 @@ impl VirtioMmio {
 
     fn write_status(&self, value: u8) {
         match self.front_end.write_status(value, Interface::Modern, |queues| self.connect(queues)) {
-            StatusChange::Reset => self.config_changed.store(0, Ordering::Release),
+            StatusChange::Reset => self.changes.forget(),
             StatusChange::NeedsReset => self.raise_config(),
             StatusChange::Activated | StatusChange::Bits => {}
         }
@@ -258,6 +295,10 @@ impl VirtioMmio {
 impl BusDevice for VirtioMmio {
     fn name(&self) -> &str {
         &self.front_end.parameters().name
+    }
+
+    fn posted(&self) -> &[Range] {
+        &[Range { base: register::INTERRUPT_ACK, last: register::INTERRUPT_ACK + 3 }]
     }
 
     fn read(&self, offset: u64, data: &mut [u8]) {
